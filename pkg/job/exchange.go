@@ -1,0 +1,59 @@
+package job
+
+import (
+	"context"
+	"time"
+)
+
+// Verb says how a message is settled.
+type Verb uint8
+
+// The four ways to be done with a message.
+const (
+	// Ack: the work is over and all its outputs are out.
+	Ack Verb = iota
+	// Retry: to be delivered again after a while, by a move that frees the slot.
+	Retry
+	// Dead: as Ack, for a job that ended in a dead letter; brokers that keep a reason are told it.
+	Dead
+	// Leave: the slot is given back unsettled; the message is presented again later, or handed back at once when draining.
+	Leave
+)
+
+// String names the verb.
+func (v Verb) String() string { return [...]string{"ack", "retry", "dead", "leave"}[v] }
+
+// Settlement is the decision about a message, taken by the chain and carried out by the window.
+type Settlement struct {
+	Verb   Verb
+	After  time.Duration // Retry and Leave: not before
+	Reason string        // Dead: why
+}
+
+// Exchange is one trip of a job through the chain. The chain's stages fill it in on their way back; the window reads
+// Settlement when the trip is over. It belongs to one goroutine at a time.
+type Exchange struct {
+	Job *Job
+
+	// Result is what the Runner returned for the last attempt; nil after a failure.
+	Result *Result
+	// Outcome is the recorded outcome; nil while the job is unfinished (it will be retried, or another owner runs it).
+	Outcome *Outcome
+	// Repeat says that Outcome was recorded earlier and is only emitted again.
+	Repeat bool
+	// Err is what the last attempt, or the chain itself, failed with. Observe reads it; it decides nothing.
+	Err error
+	// Settlement is what becomes of the message.
+	Settlement Settlement
+	// Received is when the window took the message from the broker.
+	Received time.Time
+	// Draining is closed when the sidecar begins to drain: waits inside the chain end then, running jobs do not.
+	Draining <-chan struct{}
+	// NextAttempt is set by the claim stage: it counts another attempt durably before it is made, so that the number outlives
+	// the process. Nil where nothing is claimed. It fails when the claim was lost.
+	NextAttempt func(ctx context.Context) error
+}
+
+// Handler carries an exchange on. A nil error means that Settlement holds the decision. An error means that the chain itself
+// could not do its work (publisher or store away): nothing is settled and the message is left for later.
+type Handler func(ctx context.Context, x *Exchange) error

@@ -1,0 +1,258 @@
+// Package store is the contract for the state that outlives a process: revisioned keys with expiry, transactions over several
+// of them, ordered sets and watch, after etcd. Claims, results, timers, listings, steps and locks are built on it.
+//
+// Implementations live below this package, one database each; storetest holds the suite that all of them pass. Records carry
+// a format version of their own: the store treats values as bytes.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Errors that a Store returns, wrapped; test with errors.Is. Anything else is transient: the database is away or busy, and
+// whether the transaction took place is unknown.
+var (
+	ErrClosed = errors.New("store closed")
+	// ErrPartition: a transaction names keys of more than one partition. A mistake of the program.
+	ErrPartition = errors.New("transaction spans partitions")
+	// ErrTooLarge: a value is larger than the database takes.
+	ErrTooLarge = errors.New("value too large")
+	// ErrFull: the database refuses writes because it is full. Transient, but it needs the operator.
+	ErrFull = errors.New("store full")
+	// ErrInvalid: an empty key, a negative TTL, a nameless set. A mistake of the program.
+	ErrInvalid = errors.New("invalid request")
+)
+
+// MaxKeyLen is the longest key in bytes that every implementation takes.
+const MaxKeyLen = 1024
+
+// Key joins a partition and the parts of a name: partition, slash, parts joined by slashes. Slashes and percent signs inside
+// the partition and all parts but the last are escaped, so that different names never meet. All keys and sets of one
+// transaction must be of one partition; where the database is sharded a partition lies on one shard.
+func Key(partition string, parts ...string) string {
+	n := len(partition)
+	for _, p := range parts {
+		n += 1 + len(p)
+	}
+	var b strings.Builder
+	b.Grow(n + 4)
+	b.WriteString(escape(partition))
+	for i, p := range parts {
+		b.WriteByte('/')
+		if i < len(parts)-1 {
+			p = escape(p)
+		}
+		b.WriteString(p)
+	}
+	return b.String()
+}
+
+func escape(s string) string {
+	if !strings.ContainsAny(s, "/%") {
+		return s
+	}
+	return strings.NewReplacer("%", "%25", "/", "%2F").Replace(s)
+}
+
+// Partition returns what stands before the first slash of a key.
+func Partition(key string) string {
+	p, _, _ := strings.Cut(key, "/")
+	return p
+}
+
+// KV is a key as it stands in the store. A key that does not exist has Revision 0 and no Value.
+type KV struct {
+	Key   string
+	Value []byte
+	// Revision changes with every write of the key and is never used again for it, even after deletion or expiry.
+	Revision int64
+	// Modified is when the key was last written, by the database's clock. Compare it with Reply.Now only, never with local time.
+	Modified time.Time
+}
+
+// Exists says whether the key is there.
+func (kv KV) Exists() bool { return kv.Revision != 0 }
+
+// Cond is a condition of a transaction: the key's revision is Revision; 0 means that the key does not exist.
+type Cond struct {
+	Key      string
+	Revision int64
+}
+
+// OpKind is what an Op does.
+type OpKind uint8
+
+// The operations.
+const (
+	OpPut    OpKind = iota // write Value to Key, to expire after TTL (0: never); the TTL of an earlier write is forgotten
+	OpDelete               // remove Key; no error if it is not there
+	OpAdd                  // add Member to the ordered set Key with Score, or change its score
+	OpRemove               // remove Member from the ordered set Key
+)
+
+// Op is one write of a transaction. Make it with Put, Delete, Add or Remove.
+type Op struct {
+	Kind   OpKind
+	Key    string // the key, or the set's name
+	Value  []byte
+	TTL    time.Duration // rounded up to a second where the database knows no less
+	Member string
+	Score  int64
+}
+
+// Put writes value to key, to expire after ttl; 0 keeps it for good.
+func Put(key string, value []byte, ttl time.Duration) Op {
+	return Op{Kind: OpPut, Key: key, Value: value, TTL: ttl}
+}
+
+// Delete removes key.
+func Delete(key string) Op { return Op{Kind: OpDelete, Key: key} }
+
+// Add puts member into the ordered set, or moves it to score.
+func Add(set, member string, score int64) Op {
+	return Op{Kind: OpAdd, Key: set, Member: member, Score: score}
+}
+
+// Remove takes member out of the ordered set.
+func Remove(set, member string) Op { return Op{Kind: OpRemove, Key: set, Member: member} }
+
+// Txn is a transaction: if every condition holds, all of Then is done, else nothing is and the keys in Read are read, all at
+// one moment. Read is also answered when the conditions hold, as the keys stood before Then. A key occurs at most once in Then.
+type Txn struct {
+	If   []Cond
+	Then []Op
+	Read []string
+}
+
+// Reply is the answer to a transaction.
+type Reply struct {
+	Done bool // the conditions held and Then was done
+	// Revision is that of every key that Then put; greater than any revision the partition's keys had before.
+	Revision int64
+	Read     []KV      // one for each key in Txn.Read, in order
+	Now      time.Time // the database's clock at the transaction
+}
+
+// Member is an element of an ordered set.
+type Member struct {
+	Name  string
+	Score int64
+}
+
+// Range asks for members of an ordered set by score, then by name, both ascending.
+type Range struct {
+	Set      string
+	Min, Max int64  // inclusive
+	After    string // with the Score in Min: begin behind this member, to page
+	Limit    int    // at most so many; 0 means 1000
+	Reverse  bool   // descending by score and name; After then pages downwards from Max
+}
+
+// Change is one event of a Watch.
+type Change struct {
+	KV      KV   // as written; Value is set only for a put
+	Deleted bool // by Delete or by expiry
+	// Resync says that changes may have been missed (the connection was cut): read again what you rely on. KV is empty.
+	Resync bool
+}
+
+// Watcher yields changes in the order of their revisions within a partition. Changes is closed by Close, or when the store is.
+// A watcher that is not read for long is sent a Resync in place of what it missed; it never holds up the store.
+type Watcher interface {
+	Changes() <-chan Change
+	Close() error
+}
+
+// Store keeps state. It may be used by many goroutines at once; calls that are made concurrently share round trips, and none
+// waits for others to come. Every method blocks until it is answered or ctx ends.
+type Store interface {
+	// Txn runs a transaction. When ctx ends first, or an error that is none of this package's comes back, it may or may not
+	// have taken place: make values recognisable (a nonce) and look again.
+	Txn(ctx context.Context, t Txn) (Reply, error)
+	// Range reads an ordered set.
+	Range(ctx context.Context, r Range) ([]Member, error)
+	// Watch yields the changes of keys that begin with prefix, which names a whole partition at least, from the moment Watch
+	// returns.
+	Watch(ctx context.Context, prefix string) (Watcher, error)
+	// MaxValue is the largest value in bytes; 0 where there is no limit.
+	MaxValue() int
+	// Shared says whether other processes see this store.
+	Shared() bool
+	// Ping tells whether the database answers and takes writes.
+	Ping(ctx context.Context) error
+	// Close releases the store's own resources, not the connection it was given.
+	Close() error
+}
+
+// Get reads one key.
+func Get(ctx context.Context, s Store, key string) (KV, error) {
+	r, err := s.Txn(ctx, Txn{Read: []string{key}})
+	if err != nil {
+		return KV{}, err
+	}
+	return r.Read[0], nil
+}
+
+// Check reports what is wrong with t, wrapped in ErrInvalid or ErrPartition, and returns its partition. Implementations call it
+// first.
+func (t Txn) Check() (string, error) {
+	part, seen := "", false
+	see := func(key string) error {
+		p, name, ok := strings.Cut(key, "/")
+		if !ok || name == "" || len(key) > MaxKeyLen {
+			return fmt.Errorf("%w: %s", ErrInvalid, "key "+quote(key)+": want partition/name of at most 1024 bytes")
+		}
+		if seen && p != part {
+			return fmt.Errorf("%w: %s", ErrPartition, quote(part)+" and "+quote(p))
+		}
+		part, seen = p, true
+		return nil
+	}
+	for _, c := range t.If {
+		if err := see(c.Key); err != nil {
+			return "", err
+		}
+		if c.Revision < 0 {
+			return "", fmt.Errorf("%w: %s", ErrInvalid, "negative revision for "+quote(c.Key))
+		}
+	}
+	for i, o := range t.Then {
+		if err := see(o.Key); err != nil {
+			return "", err
+		}
+		if o.TTL < 0 {
+			return "", fmt.Errorf("%w: %s", ErrInvalid, "negative TTL for "+quote(o.Key))
+		}
+		if o.Kind > OpRemove {
+			return "", fmt.Errorf("%w: %s", ErrInvalid, "unknown operation on "+quote(o.Key))
+		}
+		if (o.Kind == OpAdd || o.Kind == OpRemove) && (o.Member == "" || len(o.Member) > MaxKeyLen) {
+			return "", fmt.Errorf("%w: %s", ErrInvalid, "member of "+quote(o.Key)+": want 1 to 1024 bytes")
+		}
+		for _, p := range t.Then[:i] {
+			if p.Key == o.Key && p.Member == o.Member {
+				return "", fmt.Errorf("%w: %s", ErrInvalid, quote(o.Key)+" occurs twice")
+			}
+		}
+	}
+	for _, k := range t.Read {
+		if err := see(k); err != nil {
+			return "", err
+		}
+	}
+	if !seen {
+		return "", fmt.Errorf("%w: %s", ErrInvalid, "empty transaction")
+	}
+	return part, nil
+}
+
+func quote(s string) string {
+	if len(s) > 80 {
+		s = s[:80] + "…"
+	}
+	return `"` + s + `"`
+}
