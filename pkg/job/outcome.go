@@ -26,6 +26,7 @@ type Outcome struct {
 	CorrelationID string `cbor:"13,keyasint,omitempty"`
 	FinishedAt    int64  `cbor:"14,keyasint,omitempty"` // Unix milliseconds
 	Dead          bool   `cbor:"15,keyasint,omitempty"` // attempts exhausted, rather than a verdict
+	Worker        string `cbor:"16,keyasint,omitempty"` // the host that ran it; DRASM's results name it
 }
 
 // OK says whether the job went well.
