@@ -49,9 +49,14 @@ type Exchange struct {
 	Received time.Time
 	// Draining is closed when the sidecar begins to drain: waits inside the chain end then, running jobs do not.
 	Draining <-chan struct{}
+	// Crashes counts the executions of this job that ended without a word, over all processes.
+	Crashes int
 	// NextAttempt is set by the claim stage: it counts another attempt durably before it is made, so that the number outlives
 	// the process. Nil where nothing is claimed. It fails when the claim was lost.
 	NextAttempt func(ctx context.Context) error
+	// Amend is set by the claim stage: it replaces the recorded outcome by one that can be published, after the first one
+	// turned out to be refused for good. Nil where nothing is recorded.
+	Amend func(ctx context.Context, o *Outcome) error
 }
 
 // Handler carries an exchange on. A nil error means that Settlement holds the decision. An error means that the chain itself

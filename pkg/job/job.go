@@ -29,6 +29,7 @@ type Job struct {
 	Header  Header // every header of the message, multi-valued, in order
 	ReplyTo string // where a copy of the result is wanted; empty for none
 	Body    []byte // what the guest reads, the envelope already taken off
+	Raw     []byte // the message's body as it came, for the dead letter
 
 	CorrelationID string
 	TypeName      string // type_name of a DRASM envelope

@@ -1,0 +1,101 @@
+// Package middleware is the chain that every job crosses, one file for each stage, in one order:
+//
+//	Observe → Correlate → DeadLetter → Publish → Claim → Retry → Deadline → Recover → Run
+//
+// The order is part of the promise. The outcome is recorded by Claim before Publish and DeadLetter, which stand outside it,
+// emit what was recorded: a crash anywhere repeats the same outputs and never makes a second one. DeadLetter stands outside
+// Retry, and Recover inside it, so that a panic is one failed attempt. The window settles the message when the chain returns.
+//
+// Inside Claim an error is how an attempt ended, with its job.Kind; outside it an error means that the chain could not do its
+// work (publisher or store away) and that the message is to be left for later.
+package middleware
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/event"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// Stage wraps a handler with one concern.
+type Stage func(next job.Handler) job.Handler
+
+// Config is what a route's chain needs.
+type Config struct {
+	Route string
+	// Runner finds the runner of a job; an error of a Kind of its own is the attempt's (KindInvalid for an unknown module).
+	Runner func(j *job.Job) (job.Runner, error)
+
+	To         string // subject of results; empty for none
+	DeadLetter string // subject of dead letters; empty for none
+	Envelope   transport.Envelope
+	Publisher  transport.Publisher
+	Replier    transport.Publisher
+
+	Claims  *Claims // nil: nothing is claimed or recorded (dedup: off)
+	Retry   RetryPolicy
+	Timeout time.Duration // of one attempt; 0 leaves it to the module's limits
+
+	Sink event.Sink
+	Log  *slog.Logger
+}
+
+// Chain builds the chain of a route.
+func Chain(cfg Config) (job.Handler, error) {
+	switch {
+	case cfg.Runner == nil || cfg.Publisher == nil || cfg.Sink == nil || cfg.Log == nil:
+		return nil, errors.New("chain: runner, publisher, sink and log are required")
+	case cfg.Route == "":
+		return nil, errors.New("chain: the route has no name")
+	}
+	if cfg.Replier == nil {
+		cfg.Replier = cfg.Publisher
+	}
+	out := &outputs{cfg: cfg}
+	h := Run(cfg.Runner)
+	for _, s := range []Stage{
+		Recover(cfg.Log),
+		Deadline(cfg.Timeout),
+		Retry(cfg.Retry, cfg.Sink),
+		Claim(cfg.Claims, cfg.Retry, out.check, cfg.Sink),
+		Publish(out),
+		DeadLetter(out),
+		Correlate(),
+		Observe(cfg.Sink),
+	} {
+		h = s(h)
+	}
+	return h, nil
+}
+
+// Run is the chain's end: it runs the job.
+func Run(find func(j *job.Job) (job.Runner, error)) job.Handler {
+	return func(ctx context.Context, x *job.Exchange) error {
+		j := x.Job
+		if j.Invalid != nil {
+			return invalid(j.Invalid)
+		}
+		if !j.ExpiresAt.IsZero() && time.Now().After(j.ExpiresAt) {
+			return job.Errorf(job.KindExpired, "the job expired at %s, before it could run", j.ExpiresAt.UTC().Format(time.RFC3339))
+		}
+		r, err := find(j)
+		if err != nil {
+			return err
+		}
+		res, err := r.Run(ctx, j)
+		x.Result = res
+		return err
+	}
+}
+
+func invalid(err error) error {
+	var e *job.Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return &job.Error{Kind: job.KindInvalid, Err: err}
+}

@@ -1,0 +1,228 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/event"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+)
+
+// Claim takes the job's id before the job runs and records its whole outcome after, result or failure. A job seen again gets
+// the recorded outcome without being run; one that another owner holds is left for the rest of that lease; one that waits for
+// its retry is moved on. A process that dies leaves a lease behind that runs out: the next owner counts the crash.
+//
+// check says why an outcome could never be published; such an outcome is recorded as a failure instead. Without claims (nil)
+// nothing is taken or recorded, and the attempt counts from what the message says.
+func Claim(claims *Claims, policy RetryPolicy, check func(*job.Job, *job.Outcome) error, sink event.Sink) Stage {
+	return func(next job.Handler) job.Handler {
+		s := &claimStage{claims: claims, policy: policy, check: check, sink: sink, next: next}
+		if claims == nil {
+			return s.unclaimed
+		}
+		return s.claimed
+	}
+}
+
+type claimStage struct {
+	claims *Claims
+	policy RetryPolicy
+	check  func(*job.Job, *job.Outcome) error
+	sink   event.Sink
+	next   job.Handler
+}
+
+// unclaimed runs the job and keeps its outcome for this trip only.
+func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
+	x.Job.Attempt++
+	x.Amend = func(_ context.Context, o *job.Outcome) error { x.Outcome = o; return nil }
+	err := s.next(ctx, x)
+	x.Err = err
+	if after, unfinished := s.unfinished(err); unfinished != job.Ack {
+		if unfinished == job.Leave {
+			return err
+		}
+		x.Settlement = job.Settlement{Verb: unfinished, After: after}
+		return nil
+	}
+	x.Outcome = s.outcome(x, err)
+	return nil
+}
+
+func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
+	cl, t, err := s.claims.take(ctx, x.Job)
+	switch {
+	case err != nil:
+		return err
+	case t == nil:
+	case t.outcome != nil:
+		x.Outcome, x.Repeat = t.outcome, true
+		x.Job.Attempt = t.outcome.Attempts
+		x.Amend = s.amend(t.claim, x)
+		return nil
+	case t.leave > 0:
+		x.Settlement = job.Settlement{Verb: job.Leave, After: t.leave}
+		return nil
+	default:
+		x.Settlement = job.Settlement{Verb: job.Retry, After: t.retry}
+		if t.retry < time.Second {
+			x.Settlement.Verb = job.Leave // a move would cost more than the wait
+		}
+		return nil
+	}
+	defer cl.forget()
+
+	run, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	cl.mu.Lock()
+	cl.cancel = cancel
+	rec := cl.rec
+	cl.mu.Unlock()
+	x.Job.Attempt, x.Crashes = rec.Attempts, rec.Crashes
+	x.NextAttempt = cl.next
+	x.Amend = s.amend(cl, x)
+	if rec.Crashes > 0 {
+		s.sink.Emit(event.Event{Type: event.Crashed, Time: time.Now(), Job: x.Job, Attempt: rec.Attempts})
+	}
+
+	if limit := s.policy.crashes(x); limit > 0 && rec.Crashes >= limit {
+		err = exhausted{job.Errorf(job.KindTrap, "the process that ran it ended without a word %d times", rec.Crashes)}
+	} else {
+		err = s.next(run, x)
+	}
+	x.Err = err
+	switch after, verb := s.unfinished(err); verb {
+	case job.Retry:
+		return s.putBack(ctx, cl, x, retrying, after, err)
+	case job.Leave:
+		if errors.Is(err, errFenced) {
+			return s.fenced(x, err)
+		}
+		if perr := s.putBack(ctx, cl, x, running, 0, err); perr != nil {
+			return perr
+		}
+		return err
+	}
+	x.Outcome = s.outcome(x, err)
+	return s.record(ctx, cl, x)
+}
+
+// amend replaces the outcome that cl recorded.
+func (s *claimStage) amend(cl *claim, x *job.Exchange) func(context.Context, *job.Outcome) error {
+	return func(ctx context.Context, o *job.Outcome) error {
+		x.Outcome = o
+		return s.record(ctx, cl, x)
+	}
+}
+
+// fenced ends the trip of a job that another owner has taken: what that one records is what counts.
+func (s *claimStage) fenced(x *job.Exchange, err error) error {
+	s.sink.Emit(event.Event{Type: event.Fenced, Time: time.Now(), Job: x.Job, Attempt: x.Job.Attempt, Err: err})
+	x.Outcome, x.Amend = nil, nil
+	x.Settlement = job.Settlement{Verb: job.Leave, After: 100 * time.Millisecond}
+	return nil
+}
+
+// unfinished says how a job that has no outcome yet goes on: Retry after a wait, Leave because the attempt was given up and
+// does not count; Ack means that the error, or its absence, is the outcome.
+func (s *claimStage) unfinished(err error) (time.Duration, job.Verb) {
+	if err == nil {
+		return 0, job.Ack
+	}
+	var l later
+	if errors.As(err, &l) {
+		return l.after, job.Retry
+	}
+	var e exhausted
+	if !errors.As(err, &e) && !job.KindOf(err).Fate().Counts && job.KindOf(err).Fate().Retry {
+		return 0, job.Leave
+	}
+	return 0, job.Ack
+}
+
+// outcome is what is recorded of a finished job.
+func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
+	j := x.Job
+	o := &job.Outcome{
+		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: j.CorrelationID,
+		Module: j.Module, FinishedAt: time.Now().UnixMilli(),
+	}
+	if r := x.Result; r != nil {
+		o.Module, o.Digest, o.Fuel, o.Duration = r.Module, r.Digest, r.Fuel, r.Duration
+		if err == nil {
+			o.Body, o.Header, o.TypeName = r.Body, r.Header, r.TypeName
+		}
+	}
+	var e exhausted
+	if o.Dead = errors.As(err, &e); err != nil {
+		o.Err = job.CleanText(err.Error())
+	}
+	if err == nil {
+		if cerr := s.check(j, o); cerr != nil {
+			x.Err = cerr
+			o.Kind, o.Err, o.Body, o.Header = job.KindOf(cerr), job.CleanText(cerr.Error()), nil, nil
+		}
+	}
+	return o
+}
+
+// record makes the outcome last. While the store is away it tries again for as long as the claim may live: the job has run,
+// and running it twice is what claims are there to avoid.
+func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) error {
+	rec := cl.record()
+	rec.State, rec.Outcome, rec.Lease, rec.Err = done, x.Outcome, 0, ""
+	if limit := s.claims.st.MaxValue(); limit > 0 && len(x.Outcome.Body)+x.Outcome.Header.Size()+2048 > limit {
+		o := *x.Outcome
+		o.Kind, o.Body, o.Header = job.KindLimit, nil, nil
+		o.Err = fmt.Sprintf("the result is %d bytes, the store takes %d: make the result smaller or raise the store's limit", len(x.Outcome.Body), limit)
+		x.Outcome, rec.Outcome = &o, &o
+	}
+	pause := 20 * time.Millisecond
+	for {
+		err := cl.put(ctx, rec, s.claims.cfg.TTL)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errFenced):
+			return s.fenced(x, err)
+		case errors.Is(err, store.ErrTooLarge) && x.Outcome.Body != nil:
+			o := *x.Outcome
+			o.Kind, o.Err, o.Body, o.Header = job.KindLimit, job.CleanText(err.Error()), nil, nil
+			x.Outcome, rec.Outcome = &o, &o
+			continue
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			x.Outcome = nil
+			return fmt.Errorf("record the outcome: %w", err)
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
+// with the attempt uncounted.
+func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st state, after time.Duration, cause error) error {
+	rec := cl.record()
+	rec.State, rec.Wait, rec.Err = retrying, after, job.CleanText(cause.Error())
+	if st == running {
+		rec.Attempts--
+	}
+	// The context may have ended with the drain timeout; the store is still there.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	switch err := cl.put(wctx, rec, s.claims.keep()+after); {
+	case errors.Is(err, errFenced):
+		return s.fenced(x, err)
+	case err != nil:
+		return fmt.Errorf("record the retry: %w", err)
+	}
+	x.Settlement = job.Settlement{Verb: job.Retry, After: after}
+	return nil
+}

@@ -1,0 +1,291 @@
+package middleware
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+)
+
+// errFenced says that a claim was lost: its lease ran out and another owner took the job. What the stale owner did is not
+// recorded; what the other records counts.
+var errFenced = errors.New("the claim was lost to another owner")
+
+// ClaimsConfig is what Claims needs.
+type ClaimsConfig struct {
+	Route string
+	// Partition is the store's partition for the route's records: the subject that jobs come from, so that where transport and
+	// store are one sharded Redis both lie on one shard.
+	Partition string
+	// Lease is how long a claim lives without a heartbeat, by the store's clock; 0 means 30 s. It has nothing to do with how
+	// long a job may take.
+	Lease time.Duration
+	// TTL is how long an outcome is remembered after the job is done; 0 means 24 h.
+	TTL time.Duration
+	// Owner names this process, differently in every life of it; empty makes a random one.
+	Owner string
+	Log   *slog.Logger
+}
+
+// Claims is the claim protocol of one route over a store.Store: one record for each job id, taken before the job runs, kept
+// alive while it runs, and replaced by the outcome. Every write names the revision that it replaces, so that a stale owner's
+// write is refused.
+type Claims struct {
+	cfg ClaimsConfig
+	st  store.Store
+
+	mu     sync.Mutex
+	active map[string]*claim // by key; at most one flight of a job in this process
+	stop   chan struct{}
+	once   sync.Once
+	wg     sync.WaitGroup
+}
+
+// NewClaims makes the claims of a route and starts their heartbeat. Close them after the router has ended.
+func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
+	if st == nil || cfg.Route == "" || cfg.Partition == "" || cfg.Log == nil {
+		return nil, errors.New("claims: store, route, partition and log are required")
+	}
+	if cfg.Lease <= 0 {
+		cfg.Lease = 30 * time.Second
+	}
+	if cfg.TTL <= 0 {
+		cfg.TTL = 24 * time.Hour
+	}
+	if cfg.Owner == "" {
+		cfg.Owner = rand.Text()[:16]
+	}
+	c := &Claims{cfg: cfg, st: st, active: map[string]*claim{}, stop: make(chan struct{})}
+	c.wg.Go(c.heartbeat)
+	return c, nil
+}
+
+// Close ends the heartbeat. Claims still held lapse with their lease.
+func (c *Claims) Close() error {
+	c.once.Do(func() { close(c.stop) })
+	c.wg.Wait()
+	return nil
+}
+
+// claim is one job in this process's hands.
+type claim struct {
+	c   *Claims
+	key string
+
+	mu      sync.Mutex // serialises writes, so that a heartbeat and a completion do not refuse one another
+	rec     record
+	rev     int64
+	written time.Time // local time of the last successful write
+	lost    bool
+	cancel  context.CancelCauseFunc
+}
+
+// taken is the answer to a claim that was not granted.
+type taken struct {
+	outcome *job.Outcome  // recorded earlier, by
+	claim   *claim        // this one
+	leave   time.Duration // another owner has it, for so long at least
+	retry   time.Duration // it is to be tried again after so long
+}
+
+func (c *Claims) key(j *job.Job) string {
+	if j.Generation > 0 {
+		return store.Key(c.cfg.Partition, "claim", c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
+	}
+	return store.Key(c.cfg.Partition, "claim", c.cfg.Route, "0", j.ID)
+}
+
+// take claims a job. It returns the claim, or why there is none. An error means that the store could not say.
+func (c *Claims) take(ctx context.Context, j *job.Job) (*claim, *taken, error) {
+	cl := &claim{c: c, key: c.key(j)}
+	c.mu.Lock()
+	if _, busy := c.active[cl.key]; busy {
+		c.mu.Unlock()
+		return nil, &taken{leave: min(c.cfg.Lease/8, 250*time.Millisecond)}, nil
+	}
+	c.active[cl.key] = cl
+	c.mu.Unlock()
+	t, err := cl.acquire(ctx, c.cfg.Owner+"/"+j.Source)
+	if err != nil || t != nil {
+		cl.forget()
+		return nil, t, err
+	}
+	return cl, nil, nil
+}
+
+// acquire writes the claim's record, or finds out who has it.
+func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
+	c := cl.c
+	rec := record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}
+	var rev int64
+	for {
+		b, err := rec.encode()
+		if err != nil {
+			return nil, err
+		}
+		sent := time.Now()
+		r, err := c.st.Txn(ctx, store.Txn{
+			If:   []store.Cond{{Key: cl.key, Revision: rev}},
+			Then: []store.Op{store.Put(cl.key, b, c.keep())},
+			Read: []string{cl.key},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("claim: %w", err)
+		}
+		if r.Done {
+			cl.rec, cl.rev, cl.written = rec, r.Revision, sent
+			return nil, nil
+		}
+		kv := r.Read[0]
+		if !kv.Exists() { // it expired between two rounds
+			rec, rev = record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}, 0
+			continue
+		}
+		old, err := decodeRecord(kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("claim %q: %w", cl.key, err)
+		}
+		age := r.Now.Sub(kv.Modified)
+		next := *old
+		next.State, next.Token, next.Nonce, next.Lease = running, old.Token+1, nonce, c.cfg.Lease
+		next.Attempts++
+		switch {
+		case old.State == done:
+			cl.rec, cl.rev = *old, kv.Revision
+			return &taken{outcome: old.Outcome, claim: cl}, nil
+		case old.State == retrying && age < old.Wait:
+			return &taken{retry: old.Wait - age}, nil
+		case old.State == retrying:
+			next.Wait = 0
+		case old.Nonce == nonce: // our own claim, whose answer was lost
+			cl.rec, cl.rev, cl.written = *old, kv.Revision, sent.Add(-age)
+			return nil, nil
+		case age < old.Lease:
+			return &taken{leave: old.Lease - age}, nil
+		default: // its owner went without a word
+			next.Crashes++
+		}
+		rec, rev = next, kv.Revision
+	}
+}
+
+// keep is how long a record of an unfinished job is kept: no shorter than an outcome, and well beyond a lease.
+func (c *Claims) keep() time.Duration { return max(c.cfg.TTL, 10*c.cfg.Lease) }
+
+// put replaces the claim's record. When the answer is lost it looks at what is there; errFenced means that another owner has
+// taken the job, or that its record is gone.
+func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration) error {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.lost {
+		return errFenced
+	}
+	b, err := rec.encode()
+	if err != nil {
+		return err
+	}
+	for range 3 {
+		sent := time.Now()
+		r, err := cl.c.st.Txn(ctx, store.Txn{
+			If:   []store.Cond{{Key: cl.key, Revision: cl.rev}},
+			Then: []store.Op{store.Put(cl.key, b, ttl)},
+			Read: []string{cl.key},
+		})
+		if err != nil {
+			return err
+		}
+		if r.Done {
+			cl.rec, cl.rev, cl.written = rec, r.Revision, sent
+			return nil
+		}
+		kv := r.Read[0]
+		if !kv.Exists() {
+			break
+		}
+		old, err := decodeRecord(kv.Value)
+		if err != nil || old.Token != rec.Token || old.Nonce != rec.Nonce {
+			break
+		}
+		if string(kv.Value) == string(b) && old.State != running { // our own write, whose answer was lost
+			cl.rec, cl.rev, cl.written = rec, kv.Revision, sent
+			return nil
+		}
+		cl.rev = kv.Revision // an earlier write of ours went through unheard
+	}
+	cl.lost = true
+	if cl.cancel != nil {
+		cl.cancel(errFenced)
+	}
+	return errFenced
+}
+
+// next counts another attempt.
+func (cl *claim) next(ctx context.Context) error {
+	rec := cl.record()
+	rec.Attempts++
+	return cl.put(ctx, rec, cl.c.keep())
+}
+
+func (cl *claim) record() record {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	return cl.rec
+}
+
+// forget ends the flight of the job in this process.
+func (cl *claim) forget() {
+	cl.c.mu.Lock()
+	delete(cl.c.active, cl.key)
+	cl.c.mu.Unlock()
+}
+
+// heartbeat renews every claim whose last write is a third of a lease ago.
+func (c *Claims) heartbeat() {
+	tick := time.NewTicker(max(c.cfg.Lease/12, 5*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-tick.C:
+		}
+		var due []*claim
+		c.mu.Lock()
+		for _, cl := range c.active {
+			if cl.mu.TryLock() { // one that is being written needs no heartbeat
+				if cl.rev != 0 && !cl.lost && cl.rec.State == running && time.Since(cl.written) > c.cfg.Lease/3 {
+					due = append(due, cl)
+				}
+				cl.mu.Unlock()
+			}
+		}
+		c.mu.Unlock()
+		var wg sync.WaitGroup
+		for _, cl := range due {
+			wg.Go(func() { cl.renew() })
+		}
+		wg.Wait()
+	}
+}
+
+// renew writes the record once more, which starts its lease anew.
+func (cl *claim) renew() {
+	ctx, cancel := context.WithTimeout(context.Background(), cl.c.cfg.Lease/3)
+	defer cancel()
+	cl.mu.Lock()
+	rec := cl.rec
+	cl.mu.Unlock()
+	if rec.State != running {
+		return
+	}
+	if err := cl.put(ctx, rec, cl.c.keep()); err != nil {
+		cl.c.cfg.Log.Warn("heartbeat of a claim failed", "route", cl.c.cfg.Route, "key", cl.key, "err", err)
+	}
+}

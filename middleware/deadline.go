@@ -1,0 +1,42 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+)
+
+// errDeadline is the cause with which an attempt's context ends when its time is up.
+var errDeadline = errors.New("the attempt's time is up")
+
+// Deadline bounds one attempt: by the job's own timeout, else by limit; where neither says anything the module's limits are
+// all that holds. An attempt that ends because its time is up is of KindTimeout, whatever the runner says. One that ends
+// because the sidecar gave up on it (drain, lost claim) is of KindUnavailable and does not count.
+func Deadline(limit time.Duration) Stage {
+	return func(next job.Handler) job.Handler {
+		return func(ctx context.Context, x *job.Exchange) error {
+			d := limit
+			if x.Job.Timeout > 0 && (d == 0 || x.Job.Timeout < d) {
+				d = x.Job.Timeout
+			}
+			outer := ctx
+			if d > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeoutCause(ctx, d, errDeadline)
+				defer cancel()
+			}
+			err := next(ctx, x)
+			switch {
+			case err == nil:
+				return nil
+			case outer.Err() != nil:
+				return job.Errorf(job.KindUnavailable, "given up: %w", context.Cause(outer))
+			case ctx.Err() != nil && errors.Is(context.Cause(ctx), errDeadline):
+				return job.Errorf(job.KindTimeout, "no result after %s: %w", d, err)
+			}
+			return err
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package middleware
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// outputs writes what a recorded outcome leads to.
+type outputs struct{ cfg Config }
+
+// check says why an outcome could never be published; nil when it can. It is asked before the outcome is recorded.
+func (p *outputs) check(j *job.Job, o *job.Outcome) error {
+	limit := p.cfg.Publisher.MaxBytes()
+	if limit == 0 || p.cfg.To == "" {
+		return nil
+	}
+	// A body may grow up to fivefold in a DRASM envelope; only what comes near the limit is built to be measured.
+	if 5*len(o.Body)+2*o.Header.Size()+4096 < limit {
+		return nil
+	}
+	if n := transport.Result(j, o, p.cfg.Envelope, p.cfg.To).Size(); n > limit {
+		return job.Errorf(job.KindLimit, "the result is %d bytes with its headers, the broker takes %d: make the result smaller or raise the broker's limit", n, limit)
+	}
+	return nil
+}
+
+// Publish emits the recorded outcome of a job to the route's result subject, and to the job's reply subject if it has one. It
+// does so the first time and every time that the job is seen. A result that the broker refuses for good turns the record into
+// a failure, whose result is small.
+func Publish(p *outputs) Stage {
+	return func(next job.Handler) job.Handler {
+		return func(ctx context.Context, x *job.Exchange) error {
+			if err := next(ctx, x); err != nil || x.Outcome == nil {
+				return err
+			}
+			err := p.result(ctx, x)
+			if err == nil || !transport.Permanent(err) {
+				return err
+			}
+			if x.Amend == nil || x.Outcome.Kind == job.KindInternal {
+				p.cfg.Log.Error("the result is refused by the broker", "route", p.cfg.Route, "job_id", x.Job.ID, "to", p.cfg.To, "err", err)
+				return err
+			}
+			o := *x.Outcome
+			o.Kind, o.Dead, o.Body, o.Header = job.KindInternal, false, nil, nil
+			o.Err = job.CleanText(fmt.Sprintf("the result could not be published to %s: %v", p.cfg.To, err))
+			if err := x.Amend(ctx, &o); err != nil {
+				return err
+			}
+			return p.result(ctx, x)
+		}
+	}
+}
+
+func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
+	j, o := x.Job, x.Outcome
+	if p.cfg.To != "" {
+		if err := p.cfg.Publisher.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, p.cfg.To)); err != nil {
+			return fmt.Errorf("publish the result to %q: %w", p.cfg.To, err)
+		}
+	}
+	if j.ReplyTo == "" {
+		return nil
+	}
+	err := p.cfg.Replier.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, j.ReplyTo))
+	if err != nil && transport.Permanent(err) {
+		// Whoever asked for the reply named a subject that takes none; the result itself is out.
+		p.cfg.Log.Warn("the reply is refused by the broker", "route", p.cfg.Route, "job_id", j.ID, "reply_to", job.CleanText(j.ReplyTo), "err", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("publish the reply to %q: %w", j.ReplyTo, err)
+	}
+	return nil
+}
+
+// DeadLetter emits a dead letter for a recorded outcome whose kind calls for one, before the message is settled and every time
+// that the job is seen.
+func DeadLetter(p *outputs) Stage {
+	return func(next job.Handler) job.Handler {
+		return func(ctx context.Context, x *job.Exchange) error {
+			if err := next(ctx, x); err != nil || x.Outcome == nil {
+				return err
+			}
+			j, o := x.Job, x.Outcome
+			if !o.Kind.Fate().DeadLetter || p.cfg.DeadLetter == "" {
+				return nil
+			}
+			orig := &transport.Message{Subject: j.Subject, Key: keyOf(j), Header: j.Header, ReplyTo: j.ReplyTo, Body: j.Raw}
+			letter := transport.DeadLetter(j, o, orig, p.cfg.DeadLetter, p.cfg.Publisher.MaxBytes())
+			if err := p.cfg.Publisher.Publish(ctx, letter); err != nil {
+				return fmt.Errorf("publish the dead letter to %q: %w", p.cfg.DeadLetter, err)
+			}
+			x.Settlement = job.Settlement{Verb: job.Dead, Reason: string(o.Kind) + ": " + o.Err}
+			return nil
+		}
+	}
+}
+
+func keyOf(j *job.Job) []byte {
+	if j.Key == "" {
+		return nil
+	}
+	return []byte(j.Key)
+}

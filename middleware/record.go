@@ -1,0 +1,65 @@
+package middleware
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+)
+
+// state is where a job stands, as it is recorded.
+type state uint8
+
+const (
+	running  state = 1 // claimed; the lease runs from the record's last write
+	retrying state = 2 // failed, to be tried again once Wait has passed since the record's last write
+	done     state = 3 // finished; Outcome is what is emitted, now and whenever the job is seen again
+)
+
+// record is what the store holds of a job. Its field numbers are the format: they are never reused, and a field that an old
+// sidecar does not know is one that it can do without.
+type record struct {
+	State    state         `cbor:"1,keyasint"`
+	Token    uint64        `cbor:"2,keyasint"` // fencing token: the number of claims so far
+	Nonce    string        `cbor:"3,keyasint"` // who claimed it, and for which message
+	Attempts int           `cbor:"4,keyasint"` // executions begun
+	Crashes  int           `cbor:"5,keyasint,omitempty"`
+	Lease    time.Duration `cbor:"6,keyasint,omitempty"`
+	Wait     time.Duration `cbor:"7,keyasint,omitempty"`
+	Err      string        `cbor:"8,keyasint,omitempty"` // of the last failed attempt
+	Outcome  *job.Outcome  `cbor:"9,keyasint,omitempty"`
+}
+
+// recordVersion is the first byte of every record. A sidecar refuses versions that it does not know.
+const recordVersion = 1
+
+func (r *record) encode() ([]byte, error) {
+	b, err := cbor.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode record: %w", err)
+	}
+	return append([]byte{recordVersion}, b...), nil
+}
+
+func decodeRecord(b []byte) (*record, error) {
+	if len(b) == 0 || b[0] != recordVersion {
+		return nil, fmt.Errorf("record has format %d, this sidecar knows %d: upgrade it", first(b), recordVersion)
+	}
+	r := &record{}
+	if err := cbor.Unmarshal(b[1:], r); err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	if r.State < running || r.State > done || (r.State == done) != (r.Outcome != nil) {
+		return nil, fmt.Errorf("record is in state %d: not one that this sidecar knows", r.State)
+	}
+	return r, nil
+}
+
+func first(b []byte) int {
+	if len(b) == 0 {
+		return -1
+	}
+	return int(b[0])
+}

@@ -1,0 +1,515 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// ErrDrainTimeout is the cause with which a job's context ends when draining took longer than the route allows. Such a job is
+// not failed: its message is handed back.
+var ErrDrainTimeout = errors.New("drain timeout")
+
+// Window keeps at most Limit jobs of one source in flight. It is made by NewWindow and run once, by Run.
+type Window struct {
+	cfg WindowConfig
+	src transport.Source
+
+	base   context.Context // lives until the drain timeout; parent of every job's context
+	cancel context.CancelCauseFunc
+	drain  chan struct{} // closed when draining begins
+	wake   chan struct{} // a slot or a place may have become free
+	timer  *time.Timer   // fires when the first parked item is due
+
+	mu       sync.Mutex
+	running  int
+	out      itemList // every delivery that is not settled, parked and waiting ones included
+	ready    queue    // to be started as soon as a slot is free
+	parked   parkedHeap
+	keys     map[string]*queue // ordered keys that are busy, and who waits behind them
+	draining bool
+	trouble  error         // why consumption is paused; nil when it is not
+	idle     chan struct{} // closed when draining and nothing is out
+}
+
+// WindowConfig is what a Window needs. Decode and Handle must be safe for concurrent use.
+type WindowConfig struct {
+	Route string
+	// Limit is the most jobs in flight; at least 1.
+	Limit int
+	// MaxOut is the most deliveries out at once: those in flight, those left for later and those waiting behind a key.
+	// 0 means Limit plus 1024.
+	MaxOut int
+	// ByKey runs jobs of one key one after another, in the order in which they came. Such jobs are never moved: their retries
+	// wait here, without a slot, and their key waits behind them.
+	ByKey bool
+	// DrainTimeout is how long running jobs are waited for once draining has begun; 0 means 30 s.
+	DrainTimeout time.Duration
+	// Decode makes the job of a delivery. It never fails: what cannot be decoded is a job with Invalid set.
+	Decode func(transport.Delivery) *job.Job
+	// Handle is the chain.
+	Handle job.Handler
+	// OnLeft, when set, is told of each delivery that is left for later or whose job met trouble.
+	OnLeft func(x *job.Exchange, after time.Duration, err error)
+	Log    *slog.Logger
+}
+
+const (
+	minPause = 50 * time.Millisecond // first pause of a window whose chain reports trouble; doubles
+	maxPause = 5 * time.Second
+	// shortHold is the longest wait for which a scheduled job keeps its delivery instead of being moved.
+	shortHold = 20 * time.Millisecond
+	// cancelGrace is how long a job may take to end after its context was cancelled by the drain timeout.
+	cancelGrace = 5 * time.Second
+)
+
+// NewWindow makes a window over src, which it does not close. It starts nothing.
+func NewWindow(src transport.Source, cfg WindowConfig) (*Window, error) {
+	switch {
+	case src == nil || cfg.Decode == nil || cfg.Handle == nil || cfg.Log == nil:
+		return nil, errors.New("window: source, decoder, handler and log are required")
+	case cfg.Limit < 1:
+		return nil, fmt.Errorf("window: limit %d: want at least 1", cfg.Limit)
+	}
+	if cfg.MaxOut < cfg.Limit {
+		cfg.MaxOut = MaxOut(cfg.Limit)
+	}
+	if cfg.DrainTimeout <= 0 {
+		cfg.DrainTimeout = 30 * time.Second
+	}
+	base, cancel := context.WithCancelCause(context.Background())
+	return &Window{
+		cfg: cfg, src: src, base: base, cancel: cancel,
+		drain: make(chan struct{}), wake: make(chan struct{}, 1), idle: make(chan struct{}),
+		keys: map[string]*queue{},
+	}, nil
+}
+
+// MaxOut is the default bound on deliveries out at once for a window of limit jobs.
+func MaxOut(limit int) int { return limit + 1024 }
+
+// Run consumes until ctx ends, then drains: nothing more is fetched, what has not begun is handed back at once, what runs is
+// waited for until the drain timeout and cancelled after it. It returns when every delivery is settled or handed back. The
+// error is nil after a drain, and says why when the source can give no more.
+func (w *Window) Run(ctx context.Context) error {
+	defer w.cancel(nil)
+	w.timer = time.AfterFunc(time.Hour, w.unpark)
+	defer w.timer.Stop()
+	beat := make(chan struct{})
+	stop := context.AfterFunc(ctx, w.beginDrain)
+	defer stop()
+	go func() {
+		defer close(beat)
+		w.heartbeat()
+	}()
+	err := w.fetch(ctx)
+	w.beginDrain()
+	w.awaitIdle()
+	<-beat
+	return err
+}
+
+// Trouble returns why consumption is paused, nil when it is not.
+func (w *Window) Trouble() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trouble
+}
+
+// InFlight returns the number of jobs running, and of deliveries out, those included.
+func (w *Window) InFlight() (running, out int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running, w.out.n
+}
+
+// fetch takes deliveries from the source while there is room and no trouble, until ctx ends or the source is closed.
+func (w *Window) fetch(ctx context.Context) error {
+	pause := minPause
+	for {
+		room := w.awaitRoom(ctx)
+		if room == 0 {
+			return nil
+		}
+		ds, err := w.src.Fetch(ctx, room)
+		w.accept(ds)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, transport.ErrClosed):
+			return fmt.Errorf("route %q: fetch: %w", w.cfg.Route, err)
+		case err != nil:
+			w.cfg.Log.Warn("fetch failed, trying again", "route", w.cfg.Route, "err", err, "pause", pause)
+			if !sleep(ctx, pause) {
+				return nil
+			}
+			pause = min(2*pause, maxPause)
+		default:
+			pause = minPause
+		}
+	}
+}
+
+// awaitRoom blocks until the window can take deliveries and returns how many; 0 when ctx has ended.
+func (w *Window) awaitRoom(ctx context.Context) int {
+	for ctx.Err() == nil {
+		w.mu.Lock()
+		room := min(w.cfg.Limit-w.running-w.ready.len(), w.cfg.MaxOut-w.out.n)
+		if w.trouble != nil || w.draining {
+			room = 0
+		}
+		w.mu.Unlock()
+		if room > 0 {
+			return room
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+		}
+	}
+	return 0
+}
+
+func (w *Window) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// accept takes what was fetched. Without order by key, decoding is left to the goroutine that runs the job.
+func (w *Window) accept(ds []transport.Delivery) {
+	if len(ds) == 0 {
+		return
+	}
+	now := time.Now()
+	items := make([]item, len(ds))
+	for i, d := range ds {
+		items[i].d = d
+		items[i].x.Received = now
+		items[i].x.Draining = w.drain
+		if w.cfg.ByKey {
+			items[i].x.Job = w.decode(d)
+			items[i].key = items[i].x.Job.Key
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range items {
+		it := &items[i]
+		w.out.add(it)
+		switch {
+		case w.draining:
+			it.key = "" // it holds no place in its key's queue
+			w.release(it)
+		case it.key == "":
+			w.ready.push(it)
+		default:
+			if q, busy := w.keys[it.key]; busy {
+				q.push(it)
+			} else {
+				w.keys[it.key] = &queue{}
+				w.ready.push(it)
+			}
+		}
+	}
+	w.pump()
+}
+
+// pump starts what is ready while slots are free. The caller holds mu.
+func (w *Window) pump() {
+	for w.running < w.cfg.Limit && w.ready.len() > 0 {
+		w.running++
+		go w.work(w.ready.pop())
+	}
+}
+
+// work runs an item, and then others as long as there are any: one goroutine serves many short jobs.
+func (w *Window) work(it *item) {
+	for it != nil {
+		s := w.carry(it)
+		it = w.settle(it, s)
+	}
+}
+
+// carry takes one item through the chain and returns what becomes of it.
+func (w *Window) carry(it *item) job.Settlement {
+	x := &it.x
+	if it.d.Lost() {
+		return job.Settlement{Verb: lost}
+	}
+	if x.Job == nil {
+		x.Job = w.decode(it.d)
+	}
+	if s, early := w.early(it); early {
+		return s
+	}
+	decoded, j := x.Job, *x.Job // the chain may set the attempt; a second trip begins with what was decoded
+	*x = job.Exchange{Job: &j, Received: x.Received, Draining: w.drain}
+	err := w.cfg.Handle(w.base, x)
+	s := x.Settlement
+	if err != nil {
+		s = job.Settlement{Verb: job.Leave, After: w.meetTrouble(it, err)}
+	} else {
+		it.troubles = 0
+		w.endTrouble()
+	}
+	if w.cfg.OnLeft != nil && s.Verb == job.Leave {
+		w.cfg.OnLeft(x, s.After, err)
+	}
+	it.ran, x.Job = &j, decoded
+	return s
+}
+
+func (w *Window) decode(d transport.Delivery) *job.Job {
+	j := w.cfg.Decode(d)
+	j.Raw = d.Message().Body
+	return j
+}
+
+// early says whether the job may not begin yet, and moves it until then.
+func (w *Window) early(it *item) (job.Settlement, bool) {
+	j := it.x.Job
+	if j.NotBefore.IsZero() || j.Invalid != nil {
+		return job.Settlement{}, false
+	}
+	wait := time.Until(j.NotBefore)
+	if wait <= 0 {
+		return job.Settlement{}, false
+	}
+	it.ran = j
+	if wait <= shortHold {
+		return job.Settlement{Verb: job.Leave, After: wait}, true
+	}
+	it.scheduled = true
+	return job.Settlement{Verb: job.Retry, After: wait}, true
+}
+
+// lost marks a delivery that is no longer ours: there is nothing to settle.
+const lost job.Verb = 255
+
+// settle carries out the decision about an item, frees its slot and returns the next item to run in its place.
+func (w *Window) settle(it *item, s job.Settlement) *item {
+	gone := true
+	switch s.Verb {
+	case job.Ack:
+		it.d.Ack()
+	case job.Dead:
+		it.d.Dead(s.Reason)
+	case job.Retry:
+		gone = w.move(it, s.After)
+	case job.Leave:
+		gone = false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running--
+	switch {
+	case gone:
+		w.remove(it)
+	case w.draining:
+		w.release(it)
+	default:
+		w.park(it, s.After)
+	}
+	w.signal()
+	if w.running < w.cfg.Limit && w.ready.len() > 0 {
+		w.running++
+		return w.ready.pop()
+	}
+	return nil
+}
+
+// move writes the message again, to be delivered after a while, and says whether it was settled by that. An ordered job is
+// never moved. When the move fails the delivery is kept and presented again, which leads here once more.
+func (w *Window) move(it *item, after time.Duration) bool {
+	if w.cfg.ByKey {
+		return false
+	}
+	what := "retry"
+	if it.scheduled {
+		what, it.scheduled = "schedule", false
+	}
+	ctx, cancel := context.WithTimeout(w.base, w.cfg.DrainTimeout)
+	defer cancel()
+	err := it.d.Retry(ctx, after, transport.Moved(it.d.Message(), it.ran, what))
+	if err != nil {
+		w.cfg.Log.Warn("move failed, keeping the delivery", "route", w.cfg.Route, "job_id", it.ran.ID, "after", after, "err", err)
+		return false
+	}
+	return true
+}
+
+// park keeps an unsettled item without a slot until after has passed. The caller holds mu.
+func (w *Window) park(it *item, after time.Duration) {
+	it.due = time.Now().Add(max(after, time.Millisecond))
+	w.parked.push(it)
+	if w.parked[0] == it {
+		w.timer.Reset(time.Until(it.due))
+	}
+}
+
+// unpark makes ready what is due.
+func (w *Window) unpark() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	for len(w.parked) > 0 && !w.parked[0].due.After(now) {
+		w.ready.push(w.parked.pop())
+	}
+	if len(w.parked) > 0 {
+		w.timer.Reset(time.Until(w.parked[0].due))
+	}
+	w.pump()
+}
+
+// remove forgets an item that is settled or handed back, and lets the next of its key go. The caller holds mu.
+func (w *Window) remove(it *item) {
+	w.out.remove(it)
+	if it.key != "" {
+		q := w.keys[it.key]
+		if q.len() == 0 {
+			delete(w.keys, it.key)
+		} else {
+			w.ready.push(q.pop())
+		}
+	}
+	if w.trouble != nil && w.out.n == 0 {
+		w.trouble = nil // nothing is left that could find out that it is over
+		w.signal()
+	}
+	if w.draining && w.out.n == 0 && w.running == 0 {
+		closeOnce(w.idle)
+	}
+}
+
+// release hands an unsettled item back to the broker. The caller holds mu.
+func (w *Window) release(it *item) {
+	it.d.Release()
+	w.remove(it)
+}
+
+// meetTrouble pauses consumption: the chain could not do its work. It returns how long the item is to be left for; items that
+// come back find out whether the trouble is over.
+func (w *Window) meetTrouble(it *item, err error) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trouble == nil {
+		w.cfg.Log.Warn("consumption paused", "route", w.cfg.Route, "err", err)
+	}
+	w.trouble = err
+	it.troubles++
+	return min(minPause<<min(it.troubles-1, 10), maxPause)
+}
+
+func (w *Window) endTrouble() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trouble != nil {
+		w.trouble = nil
+		w.cfg.Log.Info("consumption resumed", "route", w.cfg.Route)
+	}
+}
+
+// heartbeat keeps every unsettled delivery alive until nothing is out any more.
+func (w *Window) heartbeat() {
+	lease := w.src.Lease()
+	if lease <= 0 {
+		<-w.idle
+		return
+	}
+	tick := time.NewTicker(max(lease/4, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-w.idle:
+			return
+		case <-tick.C:
+		}
+		w.mu.Lock()
+		ds := w.out.deliveries()
+		w.mu.Unlock()
+		if len(ds) == 0 {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), lease/2)
+		err := w.src.Extend(ctx, ds)
+		cancel()
+		if err != nil {
+			w.cfg.Log.Warn("extending leases failed", "route", w.cfg.Route, "deliveries", len(ds), "err", err)
+		}
+	}
+}
+
+// beginDrain hands back everything that has not begun.
+func (w *Window) beginDrain() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.draining {
+		return
+	}
+	w.draining = true
+	close(w.drain)
+	waiting := append(w.ready.all(), w.parked...)
+	w.ready, w.parked = queue{}, nil
+	for _, q := range w.keys {
+		waiting = append(waiting, q.all()...)
+		*q = queue{}
+	}
+	for _, it := range waiting {
+		w.release(it)
+	}
+	if w.out.n == 0 && w.running == 0 {
+		closeOnce(w.idle)
+	}
+	w.signal()
+}
+
+// awaitIdle waits for what is running, cancels it after the drain timeout, and gives up on what does not end even then.
+func (w *Window) awaitIdle() {
+	timer := time.NewTimer(w.cfg.DrainTimeout)
+	defer timer.Stop()
+	select {
+	case <-w.idle:
+		return
+	case <-timer.C:
+	}
+	running, _ := w.InFlight()
+	w.cfg.Log.Warn("drain timeout, cancelling running jobs", "route", w.cfg.Route, "running", running)
+	w.cancel(ErrDrainTimeout)
+	timer.Reset(cancelGrace)
+	select {
+	case <-w.idle:
+	case <-timer.C:
+		w.cfg.Log.Error("jobs do not end, their messages stay unsettled", "route", w.cfg.Route, "running", running)
+		w.mu.Lock()
+		closeOnce(w.idle)
+		w.mu.Unlock()
+	}
+}
+
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+// sleep waits for d and says whether ctx lived as long.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
