@@ -63,6 +63,8 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 		x.Job.Attempt = t.outcome.Attempts
 		x.Amend = s.amend(t.claim, x)
 		return nil
+	case t.silent:
+		return nil
 	case t.leave > 0:
 		x.Settlement = job.Settlement{Verb: job.Leave, After: t.leave}
 		return nil
@@ -172,17 +174,15 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 // record makes the outcome last. While the store is away it tries again for as long as the claim may live: the job has run,
 // and running it twice is what claims are there to avoid.
 func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) error {
-	rec := cl.record()
-	rec.State, rec.Outcome, rec.Lease, rec.Err = done, x.Outcome, 0, ""
 	if limit := s.claims.st.MaxValue(); limit > 0 && len(x.Outcome.Body)+x.Outcome.Header.Size()+2048 > limit {
 		o := *x.Outcome
 		o.Kind, o.Body, o.Header = job.KindLimit, nil, nil
 		o.Err = fmt.Sprintf("the result is %d bytes, the store takes %d: make the result smaller or raise the store's limit", len(x.Outcome.Body), limit)
-		x.Outcome, rec.Outcome = &o, &o
+		x.Outcome = &o
 	}
 	pause := 20 * time.Millisecond
 	for {
-		err := cl.put(ctx, rec, s.claims.cfg.TTL)
+		err := cl.finish(ctx, x.Outcome)
 		switch {
 		case err == nil:
 			return nil
@@ -191,7 +191,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 		case errors.Is(err, store.ErrTooLarge) && x.Outcome.Body != nil:
 			o := *x.Outcome
 			o.Kind, o.Err, o.Body, o.Header = job.KindLimit, job.CleanText(err.Error()), nil, nil
-			x.Outcome, rec.Outcome = &o, &o
+			x.Outcome = &o
 			continue
 		}
 		t := time.NewTimer(pause)

@@ -29,6 +29,9 @@ type ClaimsConfig struct {
 	Lease time.Duration
 	// TTL is how long an outcome is remembered after the job is done; 0 means 24 h.
 	TTL time.Duration
+	// Results is how long the outcome's body is remembered, where that is shorter than TTL. A job seen again after it is
+	// acknowledged without output, so it must outlast any outage of what the result is published to.
+	Results time.Duration
 	// Owner names this process, differently in every life of it; empty makes a random one.
 	Owner string
 	Log   *slog.Logger
@@ -76,8 +79,9 @@ func (c *Claims) Close() error {
 
 // claim is one job in this process's hands.
 type claim struct {
-	c   *Claims
-	key string
+	c       *Claims
+	key     string // of the record
+	bodyKey string // of the outcome's body, where it is kept apart
 
 	mu      sync.Mutex // serialises writes, so that a heartbeat and a completion do not refuse one another
 	rec     record
@@ -91,20 +95,18 @@ type claim struct {
 type taken struct {
 	outcome *job.Outcome  // recorded earlier, by
 	claim   *claim        // this one
+	silent  bool          // done, and its outcome's body is no longer kept
 	leave   time.Duration // another owner has it, for so long at least
 	retry   time.Duration // it is to be tried again after so long
 }
 
-func (c *Claims) key(j *job.Job) string {
-	if j.Generation > 0 {
-		return store.Key(c.cfg.Partition, "claim", c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
-	}
-	return store.Key(c.cfg.Partition, "claim", c.cfg.Route, "0", j.ID)
+func (c *Claims) key(what string, j *job.Job) string {
+	return store.Key(c.cfg.Partition, what, c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
 }
 
 // take claims a job. It returns the claim, or why there is none. An error means that the store could not say.
 func (c *Claims) take(ctx context.Context, j *job.Job) (*claim, *taken, error) {
-	cl := &claim{c: c, key: c.key(j)}
+	cl := &claim{c: c, key: c.key("claim", j), bodyKey: c.key("result", j)}
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
 		c.mu.Unlock()
@@ -159,7 +161,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		switch {
 		case old.State == done:
 			cl.rec, cl.rev = *old, kv.Revision
-			return &taken{outcome: old.Outcome, claim: cl}, nil
+			return cl.recorded(ctx, old)
 		case old.State == retrying && age < old.Wait:
 			return &taken{retry: old.Wait - age}, nil
 		case old.State == retrying:
@@ -176,12 +178,40 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	}
 }
 
+// recorded answers for a job that is done.
+func (cl *claim) recorded(ctx context.Context, rec *record) (*taken, error) {
+	if rec.Apart {
+		kv, err := store.Get(ctx, cl.c.st, cl.bodyKey)
+		if err != nil {
+			return nil, fmt.Errorf("read the recorded result: %w", err)
+		}
+		if !kv.Exists() {
+			return &taken{silent: true}, nil
+		}
+		rec.Outcome.Body = kv.Value
+	}
+	return &taken{outcome: rec.Outcome, claim: cl}, nil
+}
+
+// finish makes an outcome the last word on the job.
+func (cl *claim) finish(ctx context.Context, o *job.Outcome) error {
+	rec := cl.record()
+	rec.State, rec.Outcome, rec.Lease, rec.Err, rec.Apart = done, o, 0, "", false
+	if c := cl.c.cfg; len(o.Body) > 0 && c.Results > 0 && c.Results < c.TTL {
+		bare := *o
+		bare.Body = nil
+		rec.Outcome, rec.Apart = &bare, true
+		return cl.put(ctx, rec, c.TTL, store.Put(cl.bodyKey, o.Body, c.Results))
+	}
+	return cl.put(ctx, rec, cl.c.cfg.TTL)
+}
+
 // keep is how long a record of an unfinished job is kept: no shorter than an outcome, and well beyond a lease.
 func (c *Claims) keep() time.Duration { return max(c.cfg.TTL, 10*c.cfg.Lease) }
 
 // put replaces the claim's record. When the answer is lost it looks at what is there; errFenced means that another owner has
 // taken the job, or that its record is gone.
-func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration) error {
+func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration, also ...store.Op) error {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.lost {
@@ -195,7 +225,7 @@ func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration) error {
 		sent := time.Now()
 		r, err := cl.c.st.Txn(ctx, store.Txn{
 			If:   []store.Cond{{Key: cl.key, Revision: cl.rev}},
-			Then: []store.Op{store.Put(cl.key, b, ttl)},
+			Then: append([]store.Op{store.Put(cl.key, b, ttl)}, also...),
 			Read: []string{cl.key},
 		})
 		if err != nil {

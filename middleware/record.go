@@ -30,6 +30,7 @@ type record struct {
 	Wait     time.Duration `cbor:"7,keyasint,omitempty"`
 	Err      string        `cbor:"8,keyasint,omitempty"` // of the last failed attempt
 	Outcome  *job.Outcome  `cbor:"9,keyasint,omitempty"`
+	Apart    bool          `cbor:"10,keyasint,omitempty"` // the outcome's body lies under a key of its own, which expires earlier
 }
 
 // recordVersion is the first byte of every record. A sidecar refuses versions that it does not know.

@@ -16,6 +16,7 @@ type RetryPolicy struct {
 	MaxCrashes  int           // executions that end without a word before the job is dead; 0: no limit
 	Backoff     time.Duration // ceiling of the first wait; doubles with each attempt
 	MaxBackoff  time.Duration // ceiling of every wait, the guest's own wishes included
+	NoJitter    bool          // wait the whole ceiling instead of a random part of it
 	// MaxHold is the longest wait that holds a slot; a longer one is moved. 0 means 2 s.
 	MaxHold time.Duration
 }
@@ -115,6 +116,9 @@ func (p RetryPolicy) Wait(n int, wish time.Duration) time.Duration {
 	}
 	if p.Backoff <= 0 {
 		ceil = min(limit, time.Millisecond)
+	}
+	if p.NoJitter {
+		return max(ceil, time.Millisecond)
 	}
 	return max(rand.N(ceil+1), ceil/100, time.Millisecond)
 }
