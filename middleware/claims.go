@@ -125,6 +125,8 @@ func (c *Claims) take(ctx context.Context, j *job.Job) (*claim, *taken, error) {
 // acquire writes the claim's record, or finds out who has it.
 func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	c := cl.c
+	cl.mu.Lock() // the heartbeat passes over a claim that is being written
+	defer cl.mu.Unlock()
 	rec := record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}
 	var rev int64
 	for {
