@@ -14,6 +14,7 @@ type item struct {
 	x         job.Exchange
 	ran       *job.Job // the job as the last trip left it, with its attempt
 	key       string   // set only where the route is ordered
+	holds     bool     // its key waits for it
 	scheduled bool     // the coming move is a schedule rather than a retry
 	troubles  int      // trips in a row that the chain could not finish
 	due       time.Time

@@ -206,7 +206,6 @@ func (w *Window) accept(ds []transport.Delivery) {
 		w.out.add(it)
 		switch {
 		case w.draining:
-			it.key = "" // it holds no place in its key's queue
 			w.release(it)
 		case it.key == "":
 			w.ready.push(it)
@@ -215,6 +214,7 @@ func (w *Window) accept(ds []transport.Delivery) {
 				q.push(it)
 			} else {
 				w.keys[it.key] = &queue{}
+				it.holds = true
 				w.ready.push(it)
 			}
 		}
@@ -372,12 +372,13 @@ func (w *Window) unpark() {
 // remove forgets an item that is settled or handed back, and lets the next of its key go. The caller holds mu.
 func (w *Window) remove(it *item) {
 	w.out.remove(it)
-	if it.key != "" {
-		q := w.keys[it.key]
-		if q.len() == 0 {
+	if it.holds {
+		if q := w.keys[it.key]; q.len() == 0 {
 			delete(w.keys, it.key)
 		} else {
-			w.ready.push(q.pop())
+			next := q.pop()
+			next.holds = true
+			w.ready.push(next)
 		}
 	}
 	if w.trouble != nil && w.out.n == 0 {
