@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -23,16 +24,20 @@ var (
 	ErrTooLarge = errors.New("value too large")
 	// ErrFull: the database refuses writes because it is full. Transient, but it needs the operator.
 	ErrFull = errors.New("store full")
-	// ErrInvalid: an empty key, a negative TTL, a nameless set. A mistake of the program.
+	// ErrInvalid: an empty key, a negative TTL, a nameless set, a transaction too long. A mistake of the program.
 	ErrInvalid = errors.New("invalid request")
 )
 
-// MaxKeyLen is the longest key in bytes that every implementation takes.
-const MaxKeyLen = 1024
+// What every implementation takes.
+const (
+	MaxKeyLen = 1024 // bytes of a key, of a set's name and of a member
+	MaxTxnLen = 500  // conditions, operations and keys to read of one transaction, together
+	MaxRange  = 10000
+)
 
 // Key joins a partition and the parts of a name: partition, slash, parts joined by slashes. Slashes and percent signs inside
-// the partition and all parts but the last are escaped, so that different names never meet. All keys and sets of one
-// transaction must be of one partition; where the database is sharded a partition lies on one shard.
+// the partition and all parts but the last are escaped, so that different names of the same number of parts never meet. All keys
+// and sets of one transaction must be of one partition; where the database is sharded a partition lies on one shard.
 func Key(partition string, parts ...string) string {
 	n := len(partition)
 	for _, p := range parts {
@@ -148,13 +153,15 @@ type Range struct {
 	Set      string
 	Min, Max int64  // inclusive
 	After    string // with the Score in Min: begin behind this member, to page
-	Limit    int    // at most so many; 0 means 1000
+	Limit    int    // at most so many; 0 means 1000, and never more than MaxRange
 	Reverse  bool   // descending by score and name; After then pages downwards from Max
 }
 
 // Change is one event of a Watch.
 type Change struct {
-	KV      KV   // as written; Value is set only for a put
+	// KV is the key as written. Value is set only for a put and is shared with other watchers: do not write to it. The Revision of a
+	// deletion or an expiry is its own, greater than that of what went.
+	KV      KV
 	Deleted bool // by Delete or by expiry
 	// Resync says that changes may have been missed (the connection was cut): read again what you rely on. KV is empty.
 	Resync bool
@@ -200,14 +207,17 @@ func Get(ctx context.Context, s Store, key string) (KV, error) {
 // Check reports what is wrong with t, wrapped in ErrInvalid or ErrPartition, and returns its partition. Implementations call it
 // first.
 func (t Txn) Check() (string, error) {
+	if n := len(t.If) + len(t.Then) + len(t.Read); n > MaxTxnLen {
+		return "", fmt.Errorf("%w: transaction of %d parts: want at most %d", ErrInvalid, n, MaxTxnLen)
+	}
 	part, seen := "", false
 	see := func(key string) error {
 		p, name, ok := strings.Cut(key, "/")
 		if !ok || name == "" || len(key) > MaxKeyLen {
-			return fmt.Errorf("%w: %s", ErrInvalid, "key "+quote(key)+": want partition/name of at most 1024 bytes")
+			return badKey(key)
 		}
 		if seen && p != part {
-			return fmt.Errorf("%w: %s", ErrPartition, quote(part)+" and "+quote(p))
+			return fmt.Errorf("%w: %s and %s", ErrPartition, quote(part), quote(p))
 		}
 		part, seen = p, true
 		return nil
@@ -217,7 +227,7 @@ func (t Txn) Check() (string, error) {
 			return "", err
 		}
 		if c.Revision < 0 {
-			return "", fmt.Errorf("%w: %s", ErrInvalid, "negative revision for "+quote(c.Key))
+			return "", fmt.Errorf("%w: negative revision for %s", ErrInvalid, quote(c.Key))
 		}
 	}
 	for i, o := range t.Then {
@@ -225,17 +235,17 @@ func (t Txn) Check() (string, error) {
 			return "", err
 		}
 		if o.TTL < 0 {
-			return "", fmt.Errorf("%w: %s", ErrInvalid, "negative TTL for "+quote(o.Key))
+			return "", fmt.Errorf("%w: negative TTL for %s", ErrInvalid, quote(o.Key))
 		}
 		if o.Kind > OpRemove {
-			return "", fmt.Errorf("%w: %s", ErrInvalid, "unknown operation on "+quote(o.Key))
+			return "", fmt.Errorf("%w: unknown operation on %s", ErrInvalid, quote(o.Key))
 		}
 		if (o.Kind == OpAdd || o.Kind == OpRemove) && (o.Member == "" || len(o.Member) > MaxKeyLen) {
-			return "", fmt.Errorf("%w: %s", ErrInvalid, "member of "+quote(o.Key)+": want 1 to 1024 bytes")
+			return "", fmt.Errorf("%w: member of %s: want 1 to %d bytes", ErrInvalid, quote(o.Key), MaxKeyLen)
 		}
 		for _, p := range t.Then[:i] {
 			if p.Key == o.Key && p.Member == o.Member {
-				return "", fmt.Errorf("%w: %s", ErrInvalid, quote(o.Key)+" occurs twice")
+				return "", fmt.Errorf("%w: %s occurs twice", ErrInvalid, quote(o.Key))
 			}
 		}
 	}
@@ -245,14 +255,43 @@ func (t Txn) Check() (string, error) {
 		}
 	}
 	if !seen {
-		return "", fmt.Errorf("%w: %s", ErrInvalid, "empty transaction")
+		return "", fmt.Errorf("%w: empty transaction", ErrInvalid)
 	}
 	return part, nil
+}
+
+// Check reports what is wrong with r, wrapped in ErrInvalid, and returns its partition and the limit to apply.
+func (r Range) Check() (partition string, limit int, err error) {
+	p, name, ok := strings.Cut(r.Set, "/")
+	if !ok || name == "" || len(r.Set) > MaxKeyLen {
+		return "", 0, badKey(r.Set)
+	}
+	if r.Limit < 0 {
+		return "", 0, fmt.Errorf("%w: negative limit for %s", ErrInvalid, quote(r.Set))
+	}
+	limit = r.Limit
+	if limit == 0 {
+		limit = 1000
+	}
+	return p, min(limit, MaxRange), nil
+}
+
+// CheckPrefix reports what is wrong with a prefix to watch, wrapped in ErrInvalid, and returns its partition.
+func CheckPrefix(prefix string) (string, error) {
+	p, _, ok := strings.Cut(prefix, "/")
+	if !ok || len(prefix) > MaxKeyLen {
+		return "", fmt.Errorf("%w: prefix %s: want partition/ at least, and at most %d bytes", ErrInvalid, quote(prefix), MaxKeyLen)
+	}
+	return p, nil
+}
+
+func badKey(key string) error {
+	return fmt.Errorf("%w: key %s: want partition/name of at most %d bytes", ErrInvalid, quote(key), MaxKeyLen)
 }
 
 func quote(s string) string {
 	if len(s) > 80 {
 		s = s[:80] + "…"
 	}
-	return `"` + s + `"`
+	return strconv.Quote(s)
 }
