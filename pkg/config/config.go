@@ -39,6 +39,7 @@ type Config struct {
 	Kafka    KafkaConfig    `yaml:"kafka"`
 	Redis    RedisConfig    `yaml:"redis"`
 	NATS     NATSConfig     `yaml:"nats"`
+	Memory   MemoryConfig   `yaml:"memory"`
 
 	Modules map[string]*Module `yaml:"modules"` // by name
 	Routes  []*Route           `yaml:"routes"`
@@ -72,7 +73,8 @@ type NATSConfig struct {
 	NKey     string        `yaml:"nkey"`  // file with an nkey seed
 	Creds    string        `yaml:"creds"` // file with a JWT and an nkey seed
 	TLS      TLS           `yaml:"tls"`
-	Name     string        `yaml:"name"`                       // of the connection; sidecars of one name share their consumers and state
+	Group    string        `yaml:"group"`                      // names consumers; sidecars of one group share the work
+	Name     string        `yaml:"name"`                       // of the connection, as the server shows it
 	Create   bool          `yaml:"create"`                     // make streams and buckets that are missing
 	Replicas int           `yaml:"replicas" min:"1" max:"5"`   // of streams and buckets that are made
 	Storage  string        `yaml:"storage" enum:"file|memory"` // of streams and buckets that are made
@@ -128,6 +130,11 @@ type SASL struct {
 	SessionToken Secret `yaml:"session_token"`
 }
 
+// MemoryConfig is transport and store in the process's own memory.
+type MemoryConfig struct {
+	MaxStore Size `yaml:"max_store" min:"1MiB"` // most bytes of state
+}
+
 // TLS secures a connection. Its files are PEM.
 type TLS struct {
 	Enabled            bool   `yaml:"enabled"`     // left out, it is true as soon as another key is given
@@ -156,10 +163,14 @@ type Module struct {
 
 // Limits bound one run of a guest.
 type Limits struct {
-	Memory Size          `yaml:"memory" min:"64KiB" max:"4GiB"`
-	Time   time.Duration `yaml:"time" min:"1ms" max:"24h"` // wall time
-	Output Size          `yaml:"output" min:"0B" max:"1GiB"`
-	Log    Size          `yaml:"log" min:"0B" max:"1GiB"`
+	Memory       Size          `yaml:"memory" min:"64KiB" max:"4GiB"`
+	Time         time.Duration `yaml:"time" min:"1ms" max:"24h"` // wall time
+	Output       Size          `yaml:"output" min:"0B" max:"1GiB"`
+	Log          Size          `yaml:"log" min:"0B" max:"1GiB"` // of log lines, standard error included
+	LogLines     int           `yaml:"log_lines" min:"0" max:"1000000"`
+	HTTPRequests int           `yaml:"http_requests" min:"0" max:"1000000"`
+	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"` // of a request, and of a response
+	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"` // of one request
 
 	_ struct{} `later:"fuel depth host_calls"`
 }
@@ -201,15 +212,17 @@ type Retry struct {
 	MaxAttempts int           `yaml:"max_attempts" min:"0" max:"1000000"` // the first included; 0: no end
 	Backoff     time.Duration `yaml:"backoff" min:"1ms" max:"24h"`        // before the second attempt; doubles from then on
 	MaxBackoff  time.Duration `yaml:"max_backoff" min:"1ms" max:"720h"`
-	Jitter      string        `yaml:"jitter" enum:"full|none"`
-	MaxCrashes  int           `yaml:"max_crashes" min:"1" max:"1000"` // runs that may end with the whole process before the job is dead
+	Jitter      string        `yaml:"jitter" enum:"full" later:"none"`   // full: each wait is drawn from zero to the backoff
+	MaxCrashes  int           `yaml:"max_crashes" min:"0" max:"1000000"` // runs that may end with the whole process before the job is dead; 0: no end
 }
 
 // Dedup is how long the outcome of a job is kept, so that the job seen again gives the same outcome without running.
 type Dedup struct {
-	Off     bool          `yaml:",off"`                         // nothing is claimed and nothing recorded; written dedup: off
-	TTL     time.Duration `yaml:"ttl" min:"1s" max:"8760h"`     // how long a job's id is known
-	Results time.Duration `yaml:"results" min:"1s" max:"8760h"` // how long its output is kept as well. Default: TTL
+	Off bool          `yaml:",off"`                     // nothing is claimed and nothing recorded; written dedup: off
+	TTL time.Duration `yaml:"ttl" min:"1s" max:"8760h"` // how long a job's outcome is known
+	// Results is how long its body is kept; after that a job seen again is settled without output, so it must outlast any
+	// outage of the result subject. Default: TTL.
+	Results time.Duration `yaml:"results" max:"8760h"`
 }
 
 // Admin is the HTTP server for health and metrics.
@@ -253,25 +266,32 @@ func Default() *Config {
 		},
 		Redis: RedisConfig{Addrs: []string{"localhost:6379"}, Group: "wasmsidecar", Prefix: "wasm:", Create: true},
 		NATS: NATSConfig{
-			URLs: []string{"nats://localhost:4222"}, Name: "wasmsidecar", Create: true, Replicas: 1, Storage: "file",
+			URLs: []string{"nats://localhost:4222"}, Group: "wasmsidecar", Name: "wasmsidecar", Create: true, Replicas: 1, Storage: "file",
 			MaxAge: 7 * 24 * time.Hour,
 		},
-		Admin: Admin{Listen: "127.0.0.1:9464"},
-		Log:   Log{Format: "text", Level: "info"},
-		Drain: Drain{Timeout: 30 * time.Second},
+		Memory:  MemoryConfig{MaxStore: 256 << 20},
+		Modules: map[string]*Module{},
+		Routes:  []*Route{},
+		Admin:   Admin{Listen: "127.0.0.1:9464"},
+		Log:     Log{Format: "text", Level: "info"},
+		Drain:   Drain{Timeout: 30 * time.Second},
 	}
 }
 
 // DefaultModule returns a module as it stands before its own keys are read; Source is to be filled in.
 func DefaultModule() *Module {
 	return &Module{
-		ABI: "auto", Engine: "compiler",
-		Limits: Limits{Memory: 64 << 20, Time: 10 * time.Second, Output: 1 << 20, Log: 64 << 10},
+		Config: map[string]string{}, ABI: "auto", Engine: "compiler",
+		Limits: Limits{
+			Memory: 64 << 20, Time: 10 * time.Second, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
+			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 5 * time.Second,
+		},
+		Allow: Allow{HTTP: []string{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},
 	}
 }
 
 // DefaultRoute returns a route as it stands before its own keys are read; From and Module are to be filled in, and Complete
-// derives Name, DeadLetter, Reply and Dedup.Results from them.
+// derives Name, DeadLetter, Reply and Dedup.Results.
 func DefaultRoute() *Route {
 	return &Route{
 		Concurrency: 64, Order: "none", Envelope: "none",

@@ -35,12 +35,12 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // Size is a number of bytes, written as 64MiB or 1MB.
 type Size int64
 
+// sizeUnits goes from the largest to the smallest.
 var sizeUnits = []struct {
 	name  string
 	bytes int64
 }{
-	{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
-	{"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1},
+	{"GiB", 1 << 30}, {"GB", 1e9}, {"MiB", 1 << 20}, {"MB", 1e6}, {"KiB", 1 << 10}, {"KB", 1e3}, {"B", 1},
 }
 
 // ParseSize reads a whole number with one of the units B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024), or
@@ -63,7 +63,7 @@ func ParseSize(s string) (Size, error) {
 // String writes the size with the largest unit that leaves it whole.
 func (s Size) String() string {
 	for _, u := range sizeUnits {
-		if n := int64(s); n != 0 && n%u.bytes == 0 && u.bytes&(u.bytes-1) == 0 {
+		if n := int64(s); n != 0 && n%u.bytes == 0 {
 			return strconv.FormatInt(n/u.bytes, 10) + u.name
 		}
 	}

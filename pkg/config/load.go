@@ -1,0 +1,148 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// MaxFileSize is the largest configuration file in bytes.
+const MaxFileSize = 1 << 20
+
+// Load reads the file called name, or, where there is none and name is a bare one, configs/name, with the variables of the
+// process's environment. What is wrong inside the file comes back as an *Error.
+func Load(name string) (*Config, error) {
+	path := name
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Base(name) == name {
+		path = filepath.Join("configs", name)
+		f, err = os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("read configuration: there is no %s here and no %s; name the file with its path: %w", name, path, fs.ErrNotExist)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxFileSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(path, data, os.LookupEnv)
+}
+
+// Parse reads data, which is named filename in messages, with variables from env; nil means that none is set. The Config is
+// complete and valid; otherwise the error is an *Error with every mistake. An empty file is Default. Routes are not asked
+// for: see NeedRoutes.
+func Parse(filename string, data []byte, env func(string) (string, bool)) (*Config, error) {
+	r := newReport(filename)
+	c := Default()
+	c.Store = ""
+	if n := r.document(data); n != nil {
+		w := &walker{report: r, env: env}
+		w.value(n, reflect.ValueOf(c).Elem(), "", "")
+		if w.nodes > maxNodes {
+			return nil, r.err()
+		}
+	} else if err := r.err(); err != nil {
+		return nil, err // not YAML at all: nothing can be said of its content
+	}
+	r.complete(c)
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// document returns the one document of a file; nil when it is empty or, with a mistake reported, not to be read.
+func (r *report) document(data []byte) *yaml.Node {
+	if len(data) > MaxFileSize {
+		r.at(place{}, fmt.Sprintf("the file is larger than %s", Size(MaxFileSize)))
+		return nil
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, second yaml.Node
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		r.syntax(err, data)
+		return nil
+	}
+	switch err := dec.Decode(&second); {
+	case err == nil:
+		r.at(place{second.Line, second.Column}, "a second document begins here; keep one, without --- between parts")
+		return nil
+	case !errors.Is(err, io.EOF):
+		r.syntax(err, data)
+		return nil
+	}
+	if len(doc.Content) == 0 {
+		return nil
+	}
+	return doc.Content[0]
+}
+
+var (
+	syntaxError   = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
+	unknownAnchor = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
+)
+
+// syntax reports what the YAML parser says, which names a line at best, with the column where the line's text begins.
+func (r *report) syntax(err error, data []byte) {
+	text, at := err.Error(), place{1, 1}
+	lines := strings.Split(string(data), "\n")
+	if m := syntaxError.FindStringSubmatch(text); m != nil {
+		text = m[2]
+		if n, _ := strconv.Atoi(m[1]); n > 0 {
+			at.line = min(n, len(lines))
+		}
+	}
+	if m := unknownAnchor.FindStringSubmatch(text); m != nil {
+		text = fmt.Sprintf("there is no anchor &%s above", m[1])
+		for i, line := range lines {
+			if col := strings.Index(line, "*"+m[1]); col >= 0 {
+				r.at(place{i + 1, col + 1}, text)
+				return
+			}
+		}
+	}
+	// A tab in the indentation is named as such: the parser's words for it help nobody.
+	for i := max(0, at.line-2); i < min(len(lines), at.line+1); i++ {
+		indent := lines[i][:len(lines[i])-len(strings.TrimLeft(lines[i], " \t"))]
+		if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
+			r.at(place{i + 1, tab + 1}, "a tab may not indent; use spaces")
+			return
+		}
+	}
+	line := lines[at.line-1]
+	at.col = len(line) - len(strings.TrimLeft(line, " ")) + 1
+	r.at(at, "not valid YAML: "+text)
+}
+
+// Complete fills in what is derived (store, names, dead letters, reply patterns) and reports everything that is wrong as an
+// *Error without file and line. It is for configurations made in code, beginning with Default, DefaultModule and
+// DefaultRoute; Parse and Load have done it. Calling it again changes nothing.
+func (c *Config) Complete() error {
+	r := newReport("")
+	r.complete(c)
+	return r.err()
+}
+
+// NeedRoutes returns an error unless there is a route, for those who are about to run jobs.
+func (c *Config) NeedRoutes() error {
+	if len(c.Routes) > 0 {
+		return nil
+	}
+	return errors.New(`there are no routes; add one, such as: routes: [{from: jobs, module: echo, to: results}]`)
+}
