@@ -1,0 +1,170 @@
+package telemetry
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/event"
+)
+
+// Metrics is a sink that counts, and a prometheus.Gatherer of what it counted. Module names that are not configured, which
+// producers may choose freely, are counted as "unknown", so that nobody can grow the number of series.
+type Metrics struct {
+	*prometheus.Registry
+	known map[string]bool
+
+	jobs, attempts, retries, letters, repeats, crashes, fenced, left *prometheus.CounterVec
+	run, wait                                                        *prometheus.HistogramVec
+	compile                                                          *prometheus.HistogramVec
+}
+
+// Gauges is what is asked for whenever metrics are read. All functions must be safe for concurrent use and quick.
+type Gauges struct {
+	Routes func() []RouteGauge
+	Parts  func() []PartGauge
+}
+
+// RouteGauge is the state of a route.
+type RouteGauge struct {
+	Route         string
+	InFlight, Out int
+	Paused        bool
+}
+
+// PartGauge says whether a part outside the process answers: kind "broker" or "store".
+type PartGauge struct {
+	Kind, Name string
+	Up         bool
+}
+
+// buckets reach from a tenth of a millisecond to ten minutes.
+var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 600}
+
+// NewMetrics makes the metrics of a process whose modules are named in modules.
+func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "wasmsidecar", Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "wasmsidecar", Name: name, Help: help, Buckets: buckets}, labels)
+	}
+	m := &Metrics{
+		Registry: prometheus.NewRegistry(),
+		known:    map[string]bool{},
+		jobs:     counter("jobs_total", "Jobs finished, by outcome.", "route", "module", "outcome"),
+		attempts: counter("attempts_total", "Attempts made, by how they ended.", "route", "module", "outcome"),
+		retries:  counter("retries_total", "Attempts after which the job is tried again.", "route", "module"),
+		letters:  counter("dead_letters_total", "Dead letters written.", "route", "module", "kind"),
+		repeats:  counter("repeats_total", "Jobs seen again whose recorded outcome was emitted again.", "route"),
+		crashes:  counter("crashes_total", "Executions that ended without a word, found by the next owner.", "route"),
+		fenced:   counter("fenced_total", "Writes of stale owners that were refused.", "route"),
+		left:     counter("left_total", "Deliveries left for later: another owner, or a part that is away.", "route"),
+		run:      histogram("run_seconds", "Time of an attempt in its module.", "route", "module"),
+		wait:     histogram("wait_seconds", "Time from publication to the beginning of the job.", "route"),
+		compile:  histogram("compile_seconds", "Time to make a module ready to run.", "module"),
+	}
+	for _, name := range modules {
+		m.known[name] = true
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "wasmsidecar", Name: "build_info", Help: "The running version."}, []string{"version"})
+	build.WithLabelValues(version).Set(1)
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.run, m.wait, m.compile, build,
+		&gauges{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		errs = append(errs, m.Register(c))
+	}
+	return m, errors.Join(errs...)
+}
+
+// Compiled notes how long it took to make a module ready.
+func (m *Metrics) Compiled(module string, d time.Duration) {
+	m.compile.WithLabelValues(m.module(module)).Observe(d.Seconds())
+}
+
+func (m *Metrics) module(name string) string {
+	if m.known[name] {
+		return name
+	}
+	return "unknown"
+}
+
+// Emit counts the event.
+func (m *Metrics) Emit(e event.Event) {
+	route, module := e.Job.Route, m.module(e.Job.Module)
+	switch e.Type {
+	case event.Finished:
+		m.jobs.WithLabelValues(route, module, string(e.Kind)).Inc()
+		m.wait.WithLabelValues(route).Observe(e.Wait.Seconds())
+	case event.Attempted:
+		m.attempts.WithLabelValues(route, module, string(e.Kind)).Inc()
+		if e.Duration > 0 {
+			m.run.WithLabelValues(route, module).Observe(e.Duration.Seconds())
+		}
+	case event.Retried:
+		m.retries.WithLabelValues(route, module).Inc()
+	case event.Dead:
+		m.letters.WithLabelValues(route, module, string(e.Kind)).Inc()
+	case event.Repeated:
+		m.repeats.WithLabelValues(route).Inc()
+	case event.Crashed:
+		m.crashes.WithLabelValues(route).Inc()
+	case event.Fenced:
+		m.fenced.WithLabelValues(route).Inc()
+	case event.Left:
+		m.left.WithLabelValues(route).Inc()
+	case event.Started:
+	}
+}
+
+// gauges reads the state of the parts when metrics are gathered.
+type gauges struct{ g Gauges }
+
+var (
+	descInFlight = prometheus.NewDesc("wasmsidecar_in_flight", "Jobs running.", []string{"route"}, nil)
+	descOut      = prometheus.NewDesc("wasmsidecar_deliveries", "Deliveries not settled, those running included.", []string{"route"}, nil)
+	descPaused   = prometheus.NewDesc("wasmsidecar_paused", "1 while the route takes no jobs because a part it needs is away.", []string{"route"}, nil)
+	descUp       = map[string]*prometheus.Desc{
+		"broker": prometheus.NewDesc("wasmsidecar_broker_up", "1 while the broker answers.", []string{"transport"}, nil),
+		"store":  prometheus.NewDesc("wasmsidecar_store_up", "1 while the store answers.", []string{"store"}, nil),
+	}
+)
+
+// Describe sends the descriptions of all gauges.
+func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descUp["broker"], descUp["store"]} {
+		ch <- d
+	}
+}
+
+// Collect sends the gauges as they stand.
+func (c *gauges) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
+	}
+	if c.g.Routes != nil {
+		for _, r := range c.g.Routes() {
+			gauge(descInFlight, float64(r.InFlight), r.Route)
+			gauge(descOut, float64(r.Out), r.Route)
+			gauge(descPaused, bit(r.Paused), r.Route)
+		}
+	}
+	if c.g.Parts != nil {
+		for _, p := range c.g.Parts() {
+			if d, ok := descUp[p.Kind]; ok {
+				gauge(d, bit(p.Up), p.Name)
+			}
+		}
+	}
+}
+
+func bit(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
