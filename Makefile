@@ -1,0 +1,51 @@
+# make lists the targets.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 20s
+COUNT   ?= 1
+# A linter is run by version, so that it is in nobody's go.mod.
+GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check vet lint bench fuzz soak guests services clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## bin/wasmsidecar, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/wasmsidecar ./cmd/wasmsidecar
+
+demo: build ## 10 000 jobs through three modules on the embedded server
+	$(GO) run ./scripts/demo -sidecar bin/wasmsidecar
+
+test: ## all tests, against real servers; STRICT=1 allows no skipped test and no fake Kafka
+	@scripts/test $(if $(STRICT),-strict) -race -p=2 -count=$(COUNT) -timeout=20m ./...
+
+check: vet lint test ## all that a change must pass
+
+vet: ## format and go vet
+	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$files" ]; then echo "not formatted; run gofmt -w on:" $$files >&2; exit 1; fi
+	$(GO) vet ./...
+
+lint: ## golangci-lint (the first run builds it: two minutes)
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+bench: services ## benchmarks, with ratios to the raw clients
+	. ./.services/env && $(GO) test -run '^$$' -bench . -benchmem ./...
+
+fuzz: ## every fuzz target for FUZZTIME (20s) each
+	scripts/fuzz $(FUZZTIME)
+
+soak: ## the tests that crash and cut, over and over: COUNT=20 times unless said
+	@scripts/test -race -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
+
+guests: ## the example modules from their sources
+	examples/guests/build
+
+services: ## Kafka, Redis and NATS for tests, on free ports (scripts/services stop ends them)
+	scripts/services start
+
+clean: ## what was built; stops the test servers
+	-scripts/services stop
+	rm -rf bin .services
