@@ -33,3 +33,19 @@ const (
 
 // Missing is what functions that return a length answer where there is no such value.
 const Missing = -1
+
+// What request of the http module answers where there is no status.
+const (
+	HTTPDenied      = -1 // not granted
+	HTTPInvalid     = -2 // not a request that can be sent
+	HTTPLimit       = -3 // too many requests, or one or its response too large
+	HTTPUnreachable = -4 // no response
+	HTTPTimeout     = -5 // no response in time
+)
+
+// Parts of a response of the http module.
+const (
+	HTTPBody = iota
+	HTTPHeaders
+	HTTPError
+)

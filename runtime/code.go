@@ -1,0 +1,185 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+)
+
+// codeKey is what compiled code depends on.
+type codeKey struct {
+	digest      string
+	pages       uint32 // the memory limit is compiled in
+	interpreter bool
+}
+
+// code is a compiled module in a wazero runtime of its own, shared by all Modules with the same key. Host functions find
+// their call in the context, so sharing shares no grants.
+type code struct {
+	key    codeKey
+	digest string
+	refs   int           // under Engine.mu
+	ready  chan struct{} // closed when the fields below stand
+	err    error
+
+	rt       wazero.Runtime
+	compiled wazero.CompiledModule
+	imports  []Func
+	exports  []Func
+	memory   bool // exports memory
+
+	linkMu sync.Mutex
+	linked map[string][]Func // host modules that are instantiated
+}
+
+// compile returns the code for key, made by the first caller and waited for by the others. release gives it back.
+func (e *Engine) compile(ctx context.Context, key codeKey, cfg ModuleConfig) (*code, error) {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil, errClosed
+	}
+	c, found := e.codes[key]
+	if !found {
+		c = &code{key: key, digest: key.digest, ready: make(chan struct{}), linked: map[string][]Func{}}
+		e.codes[key] = c
+	}
+	c.refs++
+	e.mu.Unlock()
+	if !found {
+		c.err = errors.New("compiler panicked") // stands unless build returns
+		func() {
+			defer close(c.ready)
+			c.err = e.build(c, cfg)
+		}()
+	}
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		// Another caller is still compiling it.
+		e.release(c)
+		return nil, ctx.Err()
+	}
+	if c.err != nil {
+		e.release(c)
+		return nil, c.err
+	}
+	return c, nil
+}
+
+func (e *Engine) release(c *code) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.releaseLocked(c)
+}
+
+func (e *Engine) releaseLocked(c *code) {
+	if c.refs--; c.refs > 0 {
+		return
+	}
+	if e.codes[c.key] == c {
+		delete(e.codes, c.key)
+	}
+	if c.compiled != nil {
+		_ = c.compiled.Close(context.Background()) // the cache keeps it otherwise
+	}
+	if c.rt != nil {
+		_ = c.rt.Close(context.Background())
+	}
+}
+
+// build compiles. It is not broken off: wazero cannot, and others may be waiting for it.
+func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("compile: the compiler panicked: %v; try engine: interpreter", p)
+		}
+	}()
+	if err := inspect(cfg.Wasm, c.key.pages); err != nil {
+		return err
+	}
+	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
+	rc := wazero.NewRuntimeConfigCompiler()
+	if c.key.interpreter {
+		rc = wazero.NewRuntimeConfigInterpreter()
+	}
+	c.rt = wazero.NewRuntimeWithConfig(ctx, rc.
+		WithCompilationCache(e.cache).
+		WithMemoryLimitPages(c.key.pages).
+		WithCloseOnContextDone(true).
+		WithDebugInfoEnabled(false))
+	start := time.Now()
+	c.compiled, err = c.rt.CompileModule(ctx, cfg.Wasm)
+	if err != nil {
+		err = fmt.Errorf("compile: %w", err)
+	}
+	if e.cfg.Compiled != nil {
+		e.cfg.Compiled(Compilation{Module: cfg.Name, Digest: c.digest, Duration: time.Since(start), Err: err})
+	}
+	if err != nil {
+		return err
+	}
+	return c.read()
+}
+
+// read takes down what the module imports and exports.
+func (c *code) read() error {
+	if n := len(c.compiled.ImportedMemories()); n > 0 {
+		return errors.New("it imports a memory; build it so that it has and exports its own")
+	}
+	for _, d := range c.compiled.ImportedFunctions() {
+		module, name, _ := d.Import()
+		c.imports = append(c.imports, Func{Module: module, Name: name, Type: typeOf(d)})
+	}
+	for name, d := range c.compiled.ExportedFunctions() {
+		c.exports = append(c.exports, Func{Name: name, Type: typeOf(d)})
+	}
+	slices.SortFunc(c.exports, func(a, b Func) int { return strings.Compare(a.Name, b.Name) })
+	_, c.memory = c.compiled.ExportedMemories()["memory"]
+	return nil
+}
+
+// link instantiates the host modules that the guest wants and checks that they have all of it.
+func (c *code) link(ctx context.Context, a ABI) error {
+	c.linkMu.Lock()
+	defer c.linkMu.Unlock()
+	for _, f := range c.imports {
+		if _, ok := c.linked[f.Module]; ok {
+			continue
+		}
+		var err error
+		switch {
+		case f.Module == abi.WASI:
+			_, err = wasi_snapshot_preview1.Instantiate(context.WithoutCancel(ctx), c.rt)
+		case slices.Contains(host.Names(), f.Module):
+			err = host.Instantiate(context.WithoutCancel(ctx), c.rt, f.Module)
+		default:
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.linked[f.Module] = functionsOf(c.rt.Module(f.Module))
+	}
+	return checkImports(c.imports, a, func(module string) []Func { return c.linked[module] })
+}
+
+func functionsOf(m api.Module) []Func {
+	out := []Func{}
+	for name, d := range m.ExportedFunctionDefinitions() {
+		out = append(out, Func{Name: name, Type: typeOf(d)})
+	}
+	return out
+}

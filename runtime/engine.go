@@ -1,0 +1,286 @@
+package runtime
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+)
+
+// MaxModuleSize is the largest module that is compiled, in bytes: a compilation takes some twenty times as much memory.
+const MaxModuleSize = 64 << 20
+
+// Config is what an Engine needs.
+type Config struct {
+	// CacheDir keeps machine code between starts. It is made with mode 0700 and refused when others own it or may write to
+	// it: who can write there can run code in this process. Empty: nothing is kept.
+	CacheDir string
+	// MemoryBudget bounds the sum of the memory limits of all jobs that run at once, in bytes; what does not fit waits.
+	// 0: unbounded.
+	MemoryBudget int64
+	// CompileWorkers is how many threads one compilation may use; 0: as many as there are processors.
+	CompileWorkers int
+	// Log takes what guests write and what the engine has to say; nil: nothing is logged.
+	Log *slog.Logger
+	// Resolver finds the addresses of host names for guests' http requests; nil: the system's.
+	Resolver host.Resolver
+	// Compiled is told of each compilation, warm ones from CacheDir included, from the goroutine that made it; may be nil.
+	Compiled func(Compilation)
+}
+
+// Compilation is one compilation of a module.
+type Compilation struct {
+	Module   string // the name under which it was loaded first
+	Digest   string
+	Duration time.Duration
+	Err      error
+}
+
+// Engine compiles modules and runs their jobs. It may be used by many goroutines.
+type Engine struct {
+	cfg    Config
+	cache  wazero.CompilationCache
+	budget *semaphore.Weighted
+	egress *host.Egress
+
+	mu      sync.Mutex
+	closed  bool
+	codes   map[codeKey]*code
+	modules map[*Module]struct{}
+}
+
+// New returns an Engine. It starts nothing; Close gives back what its modules hold.
+func New(cfg Config) (*Engine, error) {
+	if cfg.MemoryBudget < 0 || cfg.CompileWorkers < 0 {
+		return nil, errors.New("open wasm engine: a number is below zero")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.CompileWorkers == 0 {
+		cfg.CompileWorkers = goruntime.GOMAXPROCS(0)
+	}
+	e := &Engine{cfg: cfg, egress: host.NewEgress(cfg.Resolver), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
+	if cfg.MemoryBudget > 0 {
+		e.budget = semaphore.NewWeighted(cfg.MemoryBudget)
+	}
+	e.cache = wazero.NewCompilationCache()
+	if cfg.CacheDir != "" {
+		if err := privateDir(cfg.CacheDir); err != nil {
+			return nil, fmt.Errorf("open compilation cache: %w", err)
+		}
+		var err error
+		if e.cache, err = wazero.NewCompilationCacheWithDir(cfg.CacheDir); err != nil {
+			return nil, fmt.Errorf("open compilation cache %s: %w", cfg.CacheDir, err)
+		}
+	}
+	return e, nil
+}
+
+// ModuleConfig is a module and what it may do.
+type ModuleConfig struct {
+	Name   string // in the log, in results and in errors
+	Wasm   []byte // the binary; not kept
+	Digest string // SHA-256 that Wasm must have, in hex; empty: any
+
+	Limits      Limits            // zero: DefaultLimits
+	Allow       Allow             // zero: nothing is granted
+	Config      map[string]string // for config_get, and as CONFIG_<NAME> in the environment
+	Env         Env               // the environment of guests that use WASI
+	Args        []string          // a command's arguments after its name
+	ABI         ABI               // empty or ABIAuto: by Classify
+	Interpreter bool              // interpret rather than compile: slow, for code that the compiler gets wrong
+}
+
+// Allow grants capabilities; what is not granted is denied.
+type Allow struct {
+	HTTP []string // hosts that may be asked, as host.ParsePolicy reads them
+}
+
+// Load compiles a module and returns it ready to run. The same bytes are compiled once, however many callers load them at the
+// same time; each gets a Module of its own, which is closed by Close or with the engine. An error says what is wrong with the
+// module and is a *job.Error of KindInvalid.
+func (e *Engine) Load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
+	m, err := e.load(ctx, cfg)
+	if err != nil {
+		return nil, &job.Error{Kind: job.KindInvalid, Err: fmt.Errorf("load module %q: %w", cfg.Name, err)}
+	}
+	return m, nil
+}
+
+func (e *Engine) load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
+	if cfg.Name == "" {
+		return nil, errors.New("it has no name")
+	}
+	if cfg.Limits == (Limits{}) {
+		cfg.Limits = DefaultLimits()
+	}
+	if err := cfg.Limits.check(); err != nil {
+		return nil, err
+	}
+	policy, err := host.ParsePolicy(cfg.Allow.HTTP)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkText(cfg); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(cfg.Wasm)
+	digest := hex.EncodeToString(sum[:])
+	if cfg.Digest != "" && !strings.EqualFold(cfg.Digest, digest) {
+		return nil, fmt.Errorf("sha256 is %s; want %s", digest, cfg.Digest)
+	}
+	c, err := e.compile(ctx, codeKey{digest, cfg.Limits.pages(), cfg.Interpreter}, cfg)
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.assemble(ctx, c, cfg, policy)
+	if err != nil {
+		e.release(c)
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		e.releaseLocked(c)
+		return nil, errClosed
+	}
+	e.modules[m] = struct{}{}
+	return m, nil
+}
+
+var errClosed = errors.New("the engine is closed")
+
+// assemble makes a Module of compiled code and the wishes of its configuration.
+func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy host.Policy) (*Module, error) {
+	m := &Module{engine: e, code: c, name: cfg.Name, abi: cfg.ABI, why: "the configuration says so", limits: cfg.Limits}
+	m.limits.Memory = int64(cfg.Limits.pages()) * pageSize
+	var err error
+	if m.abi == "" || m.abi == ABIAuto {
+		if m.abi, m.why, err = Classify(c.imports, c.exports); err != nil {
+			return nil, err
+		}
+	}
+	if m.driver, err = driverOf(m.abi); err != nil {
+		return nil, err
+	}
+	if err := m.driver.fits(c.exports, c.memory); err != nil {
+		return nil, fmt.Errorf("abi %s: %w", m.abi, err)
+	}
+	if err := c.link(ctx, m.abi); err != nil {
+		return nil, err
+	}
+	if len(cfg.Args) > 0 && m.abi != ABICommand {
+		return nil, fmt.Errorf("args are for commands; this module's abi is %s", m.abi)
+	}
+	e.warnUnused(c, cfg)
+	m.grants = &host.Grants{
+		Module: cfg.Name, Config: maps.Clone(cfg.Config),
+		Output: cfg.Limits.Output, Log: cfg.Limits.Log, LogLines: cfg.Limits.LogLines,
+		HTTP: policy, HTTPCalls: cfg.Limits.HTTPCalls, HTTPBytes: cfg.Limits.HTTPBytes, HTTPTime: cfg.Limits.HTTPTime,
+		Egress: e.egress, Logger: e.cfg.Log,
+	}
+	m.instances = &fresh{
+		code: c, driver: m.driver, args: append([]string{cfg.Name}, cfg.Args...),
+		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers,
+	}
+	return m, nil
+}
+
+// warnUnused says what was configured for a guest that has no means to see it.
+func (e *Engine) warnUnused(c *code, cfg ModuleConfig) {
+	imports := func(name string) bool {
+		return slices.ContainsFunc(c.imports, func(f Func) bool { return f.Name == name })
+	}
+	env := imports("environ_get")
+	if len(cfg.Config) > 0 && !env && !imports("config_get") {
+		e.cfg.Log.Warn("module has a config but imports nothing that could read it", "module", cfg.Name)
+	}
+	if (cfg.Env.Headers || len(cfg.Env.Vars) > 0) && !env {
+		e.cfg.Log.Warn("module has an env but imports nothing that could read it", "module", cfg.Name)
+	}
+	http := imports("http_request") || imports("request")
+	if len(cfg.Allow.HTTP) > 0 && !http {
+		e.cfg.Log.Warn("module is allowed http but imports nothing that could use it", "module", cfg.Name)
+	}
+	if len(cfg.Allow.HTTP) == 0 && http {
+		e.cfg.Log.Warn("module imports http but has no allow.http; its requests will be denied", "module", cfg.Name)
+	}
+}
+
+// checkText refuses what cannot be put into a guest's environment or arguments.
+func checkText(cfg ModuleConfig) error {
+	for name, value := range cfg.Env.Vars {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
+			return fmt.Errorf("env variable %q: a name must not be empty or hold =, and neither may hold a NUL", name)
+		}
+	}
+	for name, value := range cfg.Config {
+		if strings.ContainsRune(value, 0) {
+			return fmt.Errorf("config %q holds a NUL", name)
+		}
+	}
+	for _, a := range append([]string{cfg.Name}, cfg.Args...) {
+		if strings.ContainsRune(a, 0) {
+			return fmt.Errorf("argument %q holds a NUL", a)
+		}
+	}
+	return nil
+}
+
+// reserve waits until n bytes of the memory budget are free. release gives them back.
+func (e *Engine) reserve(ctx context.Context, n int64) (release func(), err error) {
+	if e.budget == nil {
+		return func() {}, nil
+	}
+	n = min(n, e.cfg.MemoryBudget)
+	if err := e.budget.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { e.budget.Release(n) }, nil
+}
+
+// forget drops a module that nobody runs any more.
+func (e *Engine) forget(m *Module) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.modules[m]; ok {
+		delete(e.modules, m)
+		e.releaseLocked(m.code)
+	}
+}
+
+// Close closes all modules, waiting for their runs until ctx ends, and the engine after them. Runs that outlast ctx end their
+// process's cleanliness only: the memory they use is given back by the garbage collector. It may be called more than once.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	e.closed = true
+	modules := slices.Collect(maps.Keys(e.modules))
+	e.mu.Unlock()
+	var errs []error
+	for _, m := range modules {
+		errs = append(errs, m.Close(ctx))
+	}
+	e.egress.Close()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := e.cache.Close(ctx); err != nil {
+		return fmt.Errorf("close compilation cache: %w", err)
+	}
+	return nil
+}

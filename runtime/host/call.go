@@ -1,0 +1,135 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+)
+
+// Bounds on the headers that a guest may set on its result.
+const (
+	MaxResultHeaders     = 64
+	MaxResultHeaderBytes = 16 << 10
+)
+
+// Grants is what one module was given. All calls of the module share it and nobody writes to it.
+type Grants struct {
+	Module    string            // the module's name, for the log
+	Config    map[string]string // what config_get answers from
+	Output    int64             // most bytes of a result
+	Log       int64             // most bytes of log lines per call
+	LogLines  int               // most log lines per call
+	HTTP      Policy            // hosts that may be asked; the zero Policy denies all
+	HTTPCalls int               // most requests per call
+	HTTPBytes int64             // most bytes of one request's body, and of one response's
+	HTTPTime  time.Duration     // most time per request
+	Egress    *Egress           // carries requests out; may be nil when HTTP denies all
+	Logger    *slog.Logger      // never nil
+}
+
+// Fault stops a guest that broke a rule: host functions panic with one, and it comes back as the error of the guest's call.
+type Fault struct {
+	Kind job.Kind
+	Text string
+}
+
+// Error returns the text.
+func (f *Fault) Error() string { return f.Text }
+
+// Call is one run of one guest. It belongs to the goroutine that runs the guest.
+type Call struct {
+	*Grants
+	Job      *job.Job
+	TypeName string // of the result's DRASM envelope
+
+	ready   bool // false while the guest initializes: it has no job then
+	out     []byte
+	header  job.Header
+	verdict *job.Error
+	trouble *job.Error
+	log     logState
+	http    httpState
+	drasm   drasmState
+}
+
+// NewCall makes the call for a job.
+func NewCall(g *Grants, j *job.Job) *Call { return &Call{Grants: g, Job: j} }
+
+// Begin says that the guest is initialized: from now on it may see its job.
+func (c *Call) Begin() { c.ready = true }
+
+// End writes out what is left of the guest's unfinished log lines.
+func (c *Call) End() {
+	c.log.out.flush()
+	c.log.err.flush()
+}
+
+// Output is what the guest has written so far. It is the caller's after End.
+func (c *Call) Output() []byte { return c.out }
+
+// Header is what the guest has set on its result.
+func (c *Call) Header() job.Header { return c.header }
+
+// Verdict is what the guest asked for by fail or retry; nil for neither. The last call counts.
+func (c *Call) Verdict() *job.Error { return c.verdict }
+
+// Trouble is the refusal or the failure that the guest's last use of a capability met with; nil when that went well. A guest
+// that crashes thereafter did not handle it, and the trouble's kind explains the crash better than the crash itself does.
+func (c *Call) Trouble() *job.Error { return c.trouble }
+
+// Stdin is the job's body as a program reads it.
+func (c *Call) Stdin() io.Reader { return bytes.NewReader(c.Job.Body) }
+
+// Append adds to the result. Its error is a *Fault.
+func (c *Call) Append(p []byte) error {
+	if int64(len(c.out))+int64(len(p)) > c.Grants.Output {
+		return &Fault{job.KindLimit, "result is over the limit of " + strconv.FormatInt(c.Grants.Output, 10) + " bytes (limits.output)"}
+	}
+	c.out = append(c.out, p...)
+	return nil
+}
+
+// Write appends to the result; a program's stdout is led here. It panics with a Fault when the result grows over its limit,
+// so that a program which does not look at the errors of its writes is stopped as well.
+func (c *Call) Write(p []byte) (int, error) {
+	if err := c.Append(p); err != nil {
+		panic(err)
+	}
+	return len(p), nil
+}
+
+// WithCall returns a context that carries c to the host functions.
+func WithCall(ctx context.Context, c *Call) context.Context { return &callContext{ctx, c} }
+
+// callContext finds its call without allocating: host functions look it up on every call.
+type callContext struct {
+	context.Context
+	call *Call
+}
+
+type callKey struct{}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if _, ok := key.(callKey); ok {
+		return c.call
+	}
+	return c.Context.Value(key)
+}
+
+// callOf returns the call that ctx carries. Host functions run in no other context.
+func callOf(ctx context.Context) *Call {
+	if c, ok := ctx.(*callContext); ok {
+		return c.call
+	}
+	c, _ := ctx.Value(callKey{}).(*Call)
+	if c == nil {
+		panic(&Fault{job.KindInternal, "host function called outside of a job"})
+	}
+	return c
+}

@@ -1,0 +1,155 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+)
+
+// Module is a compiled module with its grants and limits. It is a job.Runner that any number of goroutines may use.
+type Module struct {
+	engine    *Engine
+	code      *code
+	name      string
+	abi       ABI
+	why       string
+	limits    Limits
+	driver    driver
+	instances instances
+	grants    *host.Grants
+
+	mu     sync.Mutex
+	closed bool
+	runs   sync.WaitGroup // grows only under mu while not closed
+}
+
+var _ job.Runner = (*Module)(nil)
+
+// Name is the module's name in the configuration.
+func (m *Module) Name() string { return m.name }
+
+// Digest is the SHA-256 of the module's bytes, in lower-case hex.
+func (m *Module) Digest() string { return m.code.digest }
+
+// ABI is how the guest is called, and why it was taken for that.
+func (m *Module) ABI() (ABI, string) { return m.abi, m.why }
+
+// Limits are the module's limits.
+func (m *Module) Limits() Limits { return m.limits }
+
+// Imports are the functions that the module asks for; the modules they come from name capabilities.
+func (m *Module) Imports() []Func { return m.code.imports }
+
+// Run runs one job in an instance of its own and waits until it is over. Errors are *job.Error:
+//
+//   - KindFailed, KindRetry: the guest's own verdict.
+//   - KindTrap: the guest crashed, or ended with a number that is no verdict.
+//   - KindTimeout: the time limit, the job's own timeout or the deadline of ctx passed.
+//   - KindLimit: output or headers over the limit.
+//   - KindDenied, KindUpstream, KindLimit: the guest crashed right after a capability was refused or failed.
+//   - KindUnavailable: ctx was cancelled, or the module was closed; it wraps the reason, and no attempt is to be counted.
+//   - KindInternal: a fault of the sidecar.
+//
+// Run never panics.
+func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.engine.cfg.Log.Error("host panicked while it ran a guest", "module", m.name, "job_id", j.ID, "panic", p, "stack", string(debug.Stack()))
+			res, err = nil, m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
+		}
+	}()
+	if err := m.enter(); err != nil {
+		return nil, err
+	}
+	defer m.runs.Done()
+	release, err := m.engine.reserve(ctx, m.limits.Memory)
+	if err != nil {
+		return nil, m.failed(job.Errorf(job.KindUnavailable, "wait for memory: %w", err))
+	}
+	defer release()
+
+	start := time.Now()
+	limit := m.limits.Time
+	if j.Timeout > 0 {
+		limit = min(limit, j.Timeout)
+	}
+	if d, ok := ctx.Deadline(); ok {
+		limit = min(limit, max(time.Until(d), 0))
+	}
+	call := host.NewCall(m.grants, j)
+	e := ended{parent: ctx, limit: limit, most: m.limits.Memory, call: call}
+	var cancel context.CancelFunc
+	e.ctx, cancel = context.WithTimeout(ctx, limit)
+	defer cancel()
+	m.run(&e)
+	call.End()
+	if err := e.verdict(); err != nil {
+		return nil, m.failed(err)
+	}
+	return &job.Result{
+		Body:     call.Output(),
+		Header:   call.Header(),
+		TypeName: call.TypeName,
+		Module:   m.name,
+		Digest:   m.code.digest,
+		Duration: time.Since(start),
+	}, nil
+}
+
+// run takes the job through an instance and fills in how it ended.
+func (m *Module) run(e *ended) {
+	ctx := host.WithCall(e.ctx, e.call)
+	in, err := m.instances.get(ctx, e.call)
+	if err != nil {
+		e.err = err
+		return
+	}
+	defer m.instances.put(in)
+	e.err = m.driver.run(ctx, in, e.call)
+	if mem := in.module.Memory(); mem != nil {
+		e.memory = mem.Size()
+	}
+}
+
+// failed says which module an error is about and keeps its kind.
+func (m *Module) failed(err error) error {
+	return &job.Error{Kind: job.KindOf(err), Err: fmt.Errorf("module %q: %w", m.name, err), RetryAfter: job.RetryAfterOf(err)}
+}
+
+func (m *Module) enter() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return m.failed(job.Errorf(job.KindUnavailable, "closed"))
+	}
+	m.runs.Add(1)
+	return nil
+}
+
+// Close refuses further runs, waits for those under way or for ctx to end, and gives the module's memory back when the last
+// of them is over. It may be called more than once.
+func (m *Module) Close(ctx context.Context) error {
+	m.mu.Lock()
+	first := !m.closed
+	m.closed = true
+	m.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.runs.Wait()
+		if first {
+			m.engine.forget(m)
+		}
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close module %q: runs are still under way: %w", m.name, ctx.Err())
+	}
+}

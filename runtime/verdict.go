@@ -1,0 +1,142 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	goruntime "runtime"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+)
+
+// ended is everything there is to know about a guest's run when it is over.
+type ended struct {
+	err    error           // what the driver returned
+	parent context.Context // the job's
+	ctx    context.Context // the guest's: parent, and the module's limit
+	limit  time.Duration   // which time it had
+	memory uint32          // bytes of linear memory at the end
+	most   int64           // bytes it could have had
+	call   *host.Call
+}
+
+// verdict says how the job ended: nil for success, else a *job.Error. In order: what stopped the guest from outside, what the
+// guest said itself, what went wrong inside.
+func (e ended) verdict() error {
+	err := e.err
+	var exit *sys.ExitError
+	var code exitCode
+	switch {
+	case errors.As(err, &exit):
+		switch {
+		case e.parent.Err() == context.Canceled && exit.ExitCode() == sys.ExitCodeContextCanceled:
+			return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
+		case e.ctx.Err() != nil && (exit.ExitCode() == sys.ExitCodeDeadlineExceeded || exit.ExitCode() == sys.ExitCodeContextCanceled):
+			return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
+		}
+		code, err = exitCode(exit.ExitCode()), nil
+	case errors.As(err, &code):
+		err = nil
+	}
+	var fault *host.Fault
+	if errors.As(err, &fault) && fault.Kind != job.KindTrap {
+		return &job.Error{Kind: fault.Kind, Err: fault}
+	}
+	var said *job.Error
+	if errors.As(err, &said) { // the driver's own: DRASM's Error message
+		return said
+	}
+	if v := e.call.Verdict(); v != nil {
+		return v
+	}
+	if err == nil {
+		return e.exit(code)
+	}
+	return e.crash(err)
+}
+
+// exit judges the number that a guest ended with.
+func (e ended) exit(code exitCode) error {
+	words := e.call.LastWords()
+	if words != "" {
+		words = ": " + words
+	}
+	switch code {
+	case abi.ExitOK:
+		return nil
+	case abi.ExitFailed:
+		return job.Errorf(job.KindFailed, "%w%s", code, words)
+	case abi.ExitRetry:
+		return job.Errorf(job.KindRetry, "%w%s", code, words)
+	}
+	return e.troubled(job.Errorf(job.KindTrap, "%w%s", code, words))
+}
+
+// crash judges an error that the guest, or the sidecar on its behalf, did not mean.
+func (e ended) crash(err error) error {
+	var broken goruntime.Error
+	var fault *host.Fault
+	text := err.Error()
+	switch {
+	case errors.As(err, &fault):
+		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(fault.Text+where(text))))
+	case errors.As(err, &broken) || strings.Contains(text, "(recovered by wazero)"):
+		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(firstLine(text)))
+	case e.parent.Err() == context.Canceled:
+		return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
+	case e.ctx.Err() != nil:
+		return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
+	}
+	_, trap, wasm := strings.Cut(firstLine(text), "wasm error: ")
+	if !wasm {
+		return job.Errorf(job.KindInternal, "%s", job.CleanText(firstLine(text)))
+	}
+	var b strings.Builder
+	b.WriteString(trap)
+	b.WriteString(where(text))
+	if int64(e.memory) > e.most-e.most/8 {
+		fmt.Fprintf(&b, ", with %s of %s of memory in use (limits.memory)", size(int64(e.memory)), size(e.most))
+	}
+	if words := e.call.LastWords(); words != "" {
+		b.WriteString(": ")
+		b.WriteString(words)
+	}
+	return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(b.String())))
+}
+
+// troubled explains a crash by the refusal or failure that the guest met with just before and did not handle.
+func (e ended) troubled(err *job.Error) error {
+	t := e.call.Trouble()
+	if t == nil {
+		return err
+	}
+	return job.Errorf(t.Kind, "%w; not handled by the guest: %w", t, err)
+}
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	return s
+}
+
+// where names the function at the top of a wasm stack trace, as " in f"; empty when there is none.
+func where(text string) string {
+	_, trace, ok := strings.Cut(text, "wasm stack trace:\n\t")
+	if !ok {
+		return ""
+	}
+	for line := range strings.Lines(trace) {
+		f := strings.TrimSpace(line)
+		f, _, _ = strings.Cut(f, "(")
+		// A host function's frame is named after its module; the guest's own begin with a dot, being anonymous.
+		if name := strings.TrimPrefix(f, "."); name != "" && name != f {
+			return " in " + name
+		}
+	}
+	return ""
+}
