@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // complete derives what was left out and reports everything that is wrong.
@@ -44,8 +45,8 @@ func (r *report) rules(v reflect.Value, path string) {
 				r.element(f.Index(j), at+"["+strconv.Itoa(j)+"]")
 			}
 		case reflect.Map:
-			for _, key := range f.MapKeys() {
-				r.element(f.MapIndex(key), joinKey(at, key.String()))
+			for _, key := range mapKeys(f) {
+				r.element(f.MapIndex(reflect.ValueOf(key)), joinKey(at, key))
 			}
 		case reflect.String:
 			if enum, ok := tag.Lookup("enum"); ok {
@@ -199,8 +200,13 @@ func (r *report) kafka(c *KafkaConfig) {
 	if c.Replication == 0 {
 		r.failf("kafka.replication", "0 is no replication; use 1 or more, or -1 for what the broker has set")
 	}
-	if c.Protocol == "consumer" && r.given("kafka.session_timeout") {
-		r.failf("kafka.session_timeout", "with protocol consumer the broker sets it (group.consumer.session.timeout.ms); remove it")
+	switch at := "kafka.session_timeout"; {
+	case c.Protocol == "consumer" && !r.given(at):
+		c.SessionTimeout = 0
+	case c.Protocol == "consumer" && c.SessionTimeout != 0:
+		r.failf(at, "with protocol consumer the broker sets it (group.consumer.session.timeout.ms); remove it")
+	case c.Protocol == "classic" && c.SessionTimeout < time.Second:
+		r.failf(at, "%s is too small; the least is 1s", formatDuration(c.SessionTimeout))
 	}
 	r.tls("kafka.tls", &c.TLS)
 	r.sasl("kafka.sasl", &c.SASL)
@@ -239,12 +245,10 @@ func (r *report) sasl(path string, c *SASL) {
 	}
 }
 
-// tls turns TLS on when one of its keys is given, unless enabled itself is.
+// tls turns TLS on where the file gives one of its keys, but not enabled itself.
 func (r *report) tls(path string, c *TLS) {
-	if !r.given(path + ".enabled") {
-		rest := *c
-		rest.Enabled = false
-		c.Enabled = c.Enabled || rest != TLS{}
+	if r.given(path) && !r.given(path+".enabled") {
+		c.Enabled = *c != TLS{}
 	}
 	r.pair(path+".cert", c.Cert, path+".key", c.Key)
 }
@@ -330,7 +334,7 @@ func (r *report) listen(path, s string) string {
 		return s
 	}
 	if _, port, err := net.SplitHostPort(s); err != nil || !validPort(port, 0) {
-		r.failf(path, "%q is not host:port; write 127.0.0.1:4222, or off", s)
+		r.failf(path, "%q is not an address to listen on; write host:port, or off", s)
 	}
 	return s
 }

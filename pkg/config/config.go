@@ -22,7 +22,7 @@ const (
 //
 // The tags are the schema. yaml: the key, and after a comma another name for it; enum: the values that are taken; min and
 // max: bounds; later: keys or values that are known and refused because they are not built yet; addrs: a list that may also
-// be written as one string with commas.
+// be written as one string with commas; hide: what comes from the environment prints as ***.
 type Config struct {
 	Transport string `yaml:"transport" enum:"embedded|kafka|redis|nats|memory"` // where jobs come from and results go
 	// Store is where claims and outcomes are kept. Left out, it is the transport's own; Kafka has none, so there it must be said.
@@ -48,6 +48,8 @@ type Config struct {
 	Log   Log   `yaml:"log"`
 	Drain Drain `yaml:"drain"`
 	Cache Cache `yaml:"cache"`
+
+	hidden []string // paths that print as ***
 }
 
 // EmbeddedConfig is the NATS server inside the process.
@@ -104,7 +106,7 @@ type KafkaConfig struct {
 	Group           string        `yaml:"group"`                                          // consumer group; sidecars of one group share the work
 	ClientID        string        `yaml:"client_id"`                                      // as the broker's logs and quotas name it
 	Protocol        string        `yaml:"protocol" enum:"classic|consumer" later:"share"` // group protocol; consumer is KIP-848, Kafka 4.0 and newer
-	SessionTimeout  time.Duration `yaml:"session_timeout" min:"1s" max:"30m"`             // silence after which a member's partitions move on
+	SessionTimeout  time.Duration `yaml:"session_timeout" max:"30m"`                      // classic: silence after which a member's partitions move on; consumer: 0, for the broker sets it
 	CommitInterval  time.Duration `yaml:"commit_interval" min:"10ms" max:"1m"`            // between commits of what is settled
 	Linger          time.Duration `yaml:"linger" min:"0s" max:"10s"`                      // how long a record waits for others to share its batch
 	DeliveryTimeout time.Duration `yaml:"delivery_timeout" min:"1s" max:"1h"`             // after which a record that is not taken has failed
@@ -115,7 +117,7 @@ type KafkaConfig struct {
 	TLS             TLS           `yaml:"tls"`
 	SASL            SASL          `yaml:"sasl"`
 
-	_ struct{} `later:"compat" why:"Watermill's own subscribers are not built in; remove it"`
+	_ struct{} `later:"compat" why:"not supported, because Watermill's own subscribers are not built in; remove it"`
 }
 
 // SASL is how a client proves itself to Kafka.
@@ -137,7 +139,7 @@ type MemoryConfig struct {
 
 // TLS secures a connection. Its files are PEM.
 type TLS struct {
-	Enabled            bool   `yaml:"enabled"`     // left out, it is true as soon as another key is given
+	Enabled            bool   `yaml:"enabled"`     // left out of a file, it is true as soon as another key is given
 	CA                 string `yaml:"ca"`          // file; empty: the system's
 	Cert               string `yaml:"cert"`        // file, for client certificates
 	Key                string `yaml:"key"`         // file
@@ -149,14 +151,14 @@ type TLS struct {
 type Module struct {
 	// Source is a path or file:// URL; a directory stands for the file <name>.wasm in it. Relative to the working directory.
 	Source string            `yaml:"source"`
-	SHA256 string            `yaml:"sha256"` // of the file, in lower-case hex; empty: any
-	Config map[string]string `yaml:"config"` // handed to the guest
+	SHA256 string            `yaml:"sha256"`            // of the file, in lower-case hex; empty: any
+	Config map[string]string `yaml:"config" hide:"env"` // handed to the guest
 	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm"`
 	Engine string            `yaml:"engine" enum:"compiler|interpreter"`
 	Limits Limits            `yaml:"limits"`
 	Allow  Allow             `yaml:"allow"`
 	Env    Env               `yaml:"env"`
-	Args   []string          `yaml:"args"` // of a command, after its name
+	Args   []string          `yaml:"args" hide:"env"` // of a command, after its name
 
 	_ struct{} `later:"isolation"`
 }
@@ -185,7 +187,7 @@ type Allow struct {
 // Env is the environment of a guest.
 type Env struct {
 	Headers bool              `yaml:"headers"` // the job's headers, CGI style
-	Vars    map[string]string `yaml:"vars"`
+	Vars    map[string]string `yaml:"vars" hide:"env"`
 }
 
 // Route leads jobs from a subject through a module to another subject.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +107,20 @@ func roundTrip(t *testing.T, c *Config) {
 		t.Errorf("printed again it differs\ngot:\n%s\nwant:\n%s", got, printed)
 	}
 	hide(reflect.ValueOf(c).Elem())
+	for name, m := range c.Modules {
+		at := joinKey("modules", name)
+		for key := range m.Config {
+			if slices.Contains(c.hidden, joinKey(at+".config", key)) {
+				m.Config[key] = "***"
+			}
+		}
+		for i := range m.Args {
+			if slices.Contains(c.hidden, fmt.Sprintf("%s.args[%d]", at, i)) {
+				m.Args[i] = "***"
+			}
+		}
+	}
+	c.hidden = nil // nothing of what was printed came from the environment
 	if !reflect.DeepEqual(again, c) {
 		t.Errorf("parsed again it differs\ngot:  %+v\nwant: %+v", again, c)
 	}

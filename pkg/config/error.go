@@ -76,8 +76,14 @@ func (r *report) failf(path, format string, args ...any) {
 	r.at(r.places[at], text)
 }
 
+// maxText is the longest text of a mistake in bytes; what it quotes may be as long as the file.
+const maxText = 400
+
 // at reports a mistake at a place of its own.
 func (r *report) at(p place, text string) {
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
 	r.mistakes = append(r.mistakes, Mistake{File: r.file, Line: p.line, Col: p.col, Text: text})
 }
 

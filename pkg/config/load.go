@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -55,6 +54,7 @@ func Parse(filename string, data []byte, env func(string) (string, bool)) (*Conf
 		if w.nodes > maxNodes {
 			return nil, r.err()
 		}
+		c.hidden = w.hidden
 	} else if err := r.err(); err != nil {
 		return nil, err // not YAML at all: nothing can be said of its content
 	}
@@ -93,41 +93,53 @@ func (r *report) document(data []byte) *yaml.Node {
 	return doc.Content[0]
 }
 
+// syntax reports what the YAML parser says. The parser's own line is where the construct began or none at all, so the line
+// is looked for.
+func (r *report) syntax(err error, data []byte) {
+	text := yamlError.ReplaceAllString(err.Error(), "")
+	if m := unknownAnchor.FindStringSubmatch(text); m != nil {
+		text = fmt.Sprintf("there is no anchor &%s above", m[1])
+	} else {
+		text = "not valid YAML: " + text
+	}
+	n := firstBadLine(data)
+	line := strings.TrimRight(strings.Split(string(data), "\n")[n-1], "\r")
+	indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
+	if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
+		r.at(place{n, tab + 1}, "a tab may not indent; use spaces")
+		return
+	}
+	r.at(place{n, len(indent) + 1}, text)
+}
+
 var (
-	syntaxError   = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
+	yamlError     = regexp.MustCompile(`^yaml: (line \d+: )?`)
 	unknownAnchor = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
 )
 
-// syntax reports what the YAML parser says, which names a line at best, with the column where the line's text begins.
-func (r *report) syntax(err error, data []byte) {
-	text, at := err.Error(), place{1, 1}
-	lines := strings.Split(string(data), "\n")
-	if m := syntaxError.FindStringSubmatch(text); m != nil {
-		text = m[2]
-		if n, _ := strconv.Atoi(m[1]); n > 0 {
-			at.line = min(n, len(lines))
+// firstBadLine returns the number of the line behind the longest run of lines from the beginning that can be parsed. It gives
+// up on files so long that the search would be noticed.
+func firstBadLine(data []byte) int {
+	n, budget := bytes.Count(data, []byte("\n"))+1, 8<<20
+	for end := len(data); ; n-- {
+		end = bytes.LastIndexByte(data[:end], '\n')
+		if budget -= end; end < 0 || budget < 0 {
+			return 1
+		}
+		if parses(data[:end+1]) {
+			return n
 		}
 	}
-	if m := unknownAnchor.FindStringSubmatch(text); m != nil {
-		text = fmt.Sprintf("there is no anchor &%s above", m[1])
-		for i, line := range lines {
-			if col := strings.Index(line, "*"+m[1]); col >= 0 {
-				r.at(place{i + 1, col + 1}, text)
-				return
-			}
+}
+
+func parses(data []byte) bool {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		var n yaml.Node
+		if err := dec.Decode(&n); err != nil {
+			return errors.Is(err, io.EOF)
 		}
 	}
-	// A tab in the indentation is named as such: the parser's words for it help nobody.
-	for i := max(0, at.line-2); i < min(len(lines), at.line+1); i++ {
-		indent := lines[i][:len(lines[i])-len(strings.TrimLeft(lines[i], " \t"))]
-		if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
-			r.at(place{i + 1, tab + 1}, "a tab may not indent; use spaces")
-			return
-		}
-	}
-	line := lines[at.line-1]
-	at.col = len(line) - len(strings.TrimLeft(line, " ")) + 1
-	r.at(at, "not valid YAML: "+text)
 }
 
 // Complete fills in what is derived (store, names, dead letters, reply patterns) and reports everything that is wrong as an

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
-// Print writes the configuration as YAML, every key with its value and secrets as ***.
+// Print writes the configuration as YAML, every key with its value. Secrets print as ***, and so does what a module's config,
+// env.vars and args take from the environment.
 func (c *Config) Print(w io.Writer) error {
 	_, err := w.Write(c.YAML())
 	return err
@@ -22,20 +24,20 @@ func (c *Config) YAML() []byte {
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
-	if err := enc.Encode(encode(reflect.ValueOf(c))); err != nil {
+	if err := enc.Encode(c.encode(reflect.ValueOf(c), "")); err != nil {
 		panic(fmt.Sprintf("config: encode: %v", err)) // nodes of known kinds into memory
 	}
 	return b.Bytes()
 }
 
-// encode turns a value into the node that it would be read from.
-func encode(v reflect.Value) *yaml.Node {
+// encode turns the value at path into the node that it would be read from.
+func (c *Config) encode(v reflect.Value, path string) *yaml.Node {
 	switch v.Kind() {
 	case reflect.Pointer:
 		if v.IsNil() {
 			return &yaml.Node{Kind: yaml.MappingNode}
 		}
-		return encode(v.Elem())
+		return c.encode(v.Elem(), path)
 	case reflect.Struct:
 		s := schemaOf(v.Type())
 		if s.off >= 0 && v.Field(s.off).Bool() {
@@ -44,23 +46,26 @@ func encode(v reflect.Value) *yaml.Node {
 		n := &yaml.Node{Kind: yaml.MappingNode}
 		for i := range v.NumField() {
 			if name, ok := s.name[i]; ok {
-				n.Content = append(n.Content, text(name), encode(v.Field(i)))
+				n.Content = append(n.Content, text(name), c.encode(v.Field(i), join(path, name)))
 			}
 		}
 		return n
 	case reflect.Map:
 		n := &yaml.Node{Kind: yaml.MappingNode}
-		for _, key := range sortedStrings(v.MapKeys()) {
-			n.Content = append(n.Content, text(key), encode(v.MapIndex(reflect.ValueOf(key))))
+		for _, key := range mapKeys(v) {
+			n.Content = append(n.Content, text(key), c.encode(v.MapIndex(reflect.ValueOf(key)), joinKey(path, key)))
 		}
 		return n
 	case reflect.Slice:
 		n := &yaml.Node{Kind: yaml.SequenceNode}
 		for i := range v.Len() {
-			n.Content = append(n.Content, encode(v.Index(i)))
+			n.Content = append(n.Content, c.encode(v.Index(i), path+"["+strconv.Itoa(i)+"]"))
 		}
 		return n
 	case reflect.String:
+		if slices.Contains(c.hidden, path) {
+			return text(Secret("x").String())
+		}
 		return text(escape(format(v)))
 	}
 	return &yaml.Node{Kind: yaml.ScalarNode, Value: format(v)}
@@ -90,10 +95,12 @@ func format(v reflect.Value) string {
 	return v.String()
 }
 
-func sortedStrings(vs []reflect.Value) []string {
-	m := make(map[string]bool, len(vs))
-	for _, v := range vs {
-		m[v.String()] = true
+// mapKeys returns the keys of a map from strings, in order.
+func mapKeys(v reflect.Value) []string {
+	keys := make([]string, 0, v.Len())
+	for _, key := range v.MapKeys() {
+		keys = append(keys, key.String())
 	}
-	return sortedKeys(m)
+	slices.Sort(keys)
+	return keys
 }

@@ -29,6 +29,7 @@ func schemaOf(t reflect.Type) schema {
 			for _, key := range strings.Fields(f.Tag.Get("later")) {
 				s.later[key] = why
 			}
+		case !f.IsExported():
 		case name == "":
 			s.off = i
 		default:

@@ -16,8 +16,9 @@ const maxNodes = 100_000
 // walker reads YAML nodes into the Go types beside them.
 type walker struct {
 	*report
-	env   func(string) (string, bool)
-	nodes int
+	env    func(string) (string, bool)
+	nodes  int
+	hidden []string // paths tagged hide whose values came from the environment
 }
 
 // value reads n into v, which stands at path and was declared with tag.
@@ -43,12 +44,15 @@ func (w *walker) value(n *yaml.Node, v reflect.Value, path string, tag reflect.S
 	case reflect.Struct:
 		w.object(n, v, path)
 	case reflect.Map:
-		w.table(n, v, path)
+		w.table(n, v, path, tag)
 	case reflect.Slice:
 		w.list(n, v, path, tag)
 	default:
 		if s, ok := w.scalar(n, path); ok {
 			w.set(v, s, path)
+			if tag.Get("hide") != "" && s != n.Value {
+				w.hidden = append(w.hidden, path)
+			}
 		}
 	}
 }
@@ -75,7 +79,11 @@ func (w *walker) object(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		w.failf(path, "want a mapping of keys to values, found %s", describe(n))
+		hint := ""
+		if s.off >= 0 {
+			hint = "; the only one it may be is off"
+		}
+		w.failf(path, "want a mapping of keys to values, found %s%s", describe(n), hint)
 		return
 	}
 	names := map[int]string{}
@@ -104,7 +112,7 @@ func (w *walker) unknown(key *yaml.Node, s schema) {
 }
 
 // table reads a mapping whose keys are free.
-func (w *walker) table(n *yaml.Node, v reflect.Value, path string) {
+func (w *walker) table(n *yaml.Node, v reflect.Value, path string, tag reflect.StructTag) {
 	if n.Kind != yaml.MappingNode && !isNull(n) {
 		w.failf(path, "want a mapping of names to values, found %s", describe(n))
 		return
@@ -112,7 +120,7 @@ func (w *walker) table(n *yaml.Node, v reflect.Value, path string) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for key, val := range w.pairs(n) {
 		elem := reflect.New(v.Type().Elem()).Elem()
-		w.value(val, elem, joinKey(path, key.Value), "")
+		w.value(val, elem, joinKey(path, key.Value), tag)
 		v.SetMapIndex(reflect.ValueOf(key.Value), elem)
 	}
 }
@@ -159,7 +167,7 @@ func (w *walker) list(n *yaml.Node, v reflect.Value, path string, tag reflect.St
 	v.Set(reflect.MakeSlice(v.Type(), 0, len(items)))
 	for i, item := range items {
 		at, elem := path+"["+strconv.Itoa(i)+"]", reflect.New(v.Type().Elem()).Elem()
-		w.value(item, elem, at, "")
+		w.value(item, elem, at, tag)
 		w.wrong[path] = w.wrong[path] || w.wrong[at]
 		if !addrs {
 			v.Set(reflect.Append(v, elem))
@@ -177,7 +185,7 @@ func (w *walker) list(n *yaml.Node, v reflect.Value, path string, tag reflect.St
 func (w *walker) scalar(n *yaml.Node, path string) (string, bool) {
 	switch {
 	case isNull(n):
-		w.failf(path, `has no value; remove the key, or write "" for an empty text`)
+		w.failf(path, "has no value; give it one or remove the key")
 		return "", false
 	case n.Kind != yaml.ScalarNode:
 		w.failf(path, "want a single value, found %s", describe(n))
