@@ -1,0 +1,116 @@
+package jetstream
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// Codes of JetStream's API errors that need a decision and that nats.go does not name.
+const (
+	codeInsufficientResources = 10023
+	codeStorageExceeded       = 10047
+	codeSubjectOverlap        = 10065
+	codeMaxPerSubject         = 10077
+	codeWorkQueueNotUnique    = 10099
+	codeWorkQueueFilter       = 10100
+)
+
+// apiError is the part of a JetStream response that says what went wrong.
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+// classify joins an error from the server with the kind that transport knows, if it is permanent.
+func classify(err error) error {
+	var ae *jetstream.APIError
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("%w: enable JetStream on the server and for the account: %w", err, transport.ErrUnsupported)
+	case errors.As(err, &ae):
+		return kindOf(err, &apiError{Code: ae.Code, ErrCode: int(ae.ErrorCode), Description: ae.Description})
+	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrBadSubject),
+		errors.Is(err, jetstream.ErrInvalidSubject):
+		return fmt.Errorf("%w: %w", err, transport.ErrRejected)
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%w: %w", err, transport.ErrTooLarge)
+	}
+	return err
+}
+
+// kindOf joins err with what ae makes of it. The server's 4xx are about what was asked and do not pass; a store that is full
+// does, and so do 404s, which a stream that is made again cures.
+func kindOf(err error, ae *apiError) error {
+	switch ae.ErrCode {
+	case int(jetstream.JSErrCodeStreamMessageExceedsMaximum):
+		return fmt.Errorf("%w: %w", err, transport.ErrTooLarge)
+	case codeInsufficientResources, codeStorageExceeded, codeMaxPerSubject,
+		int(jetstream.JSErrCodeConsumerNotFound), int(jetstream.JSErrCodeStreamNotFound):
+		return err
+	}
+	if ae.Code >= 400 && ae.Code < 500 && ae.Code != 408 && ae.Code != 429 {
+		return fmt.Errorf("%w: %w", err, transport.ErrRejected)
+	}
+	return err
+}
+
+// isCode says whether err is JetStream's API error of that code.
+func isCode(err error, code int) bool {
+	var ae *jetstream.APIError
+	return errors.As(err, &ae) && int(ae.ErrorCode) == code
+}
+
+var publishViolation = regexp.MustCompile(`(?i)permissions violation for publish to "([^"]+)"`)
+
+// denials remembers what the server has refused lately. A publish that is not allowed fails nowhere but on the connection's
+// error handler.
+type denials struct {
+	mu   sync.Mutex
+	last [16]denial
+	next int
+}
+
+type denial struct {
+	subject string
+	at      time.Time
+}
+
+// listen puts itself before the connection's error handler and tells of each refused subject.
+func (d *denials) listen(nc *nats.Conn, tell func(subject string)) {
+	before := nc.ErrorHandler()
+	nc.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			if m := publishViolation.FindStringSubmatch(err.Error()); m != nil {
+				d.mu.Lock()
+				d.last[d.next] = denial{m[1], time.Now()}
+				d.next = (d.next + 1) % len(d.last)
+				d.mu.Unlock()
+				tell(m[1])
+			}
+		}
+		if before != nil {
+			before(nc, sub, err)
+		}
+	})
+}
+
+// since returns a subject that was refused after t, or "".
+func (d *denials) since(t time.Time) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range d.last {
+		if x.subject != "" && x.at.After(t) {
+			return x.subject
+		}
+	}
+	return ""
+}

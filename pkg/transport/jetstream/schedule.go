@@ -1,0 +1,211 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// A message that is moved waits in a stream of the group: as a scheduled message under <prefix>.at.<id>, which the server turns
+// into one under <prefix>.due.<subject> when its time has come. The server schedules within one stream only, so a mover
+// carries what is due home to its subject. Every transport with a source runs one; they share a consumer.
+const (
+	atToken  = "at"
+	dueToken = "due"
+	// headerMoveID keeps the message id on the way, since the server takes Nats-* headers off what it schedules.
+	headerMoveID = "Wasm-Move-Id"
+	// moverWindow is how many messages a mover carries at once.
+	moverWindow = 64
+)
+
+// scheduleSubject is wasm.schedules.<group>.<token>.<rest>.
+func (t *Transport) scheduleSubject(token, rest string) string {
+	return "wasm.schedules." + legal(t.cfg.Group) + "." + token + "." + rest
+}
+
+// scheduleStream is the stream of delayed messages, as it is made where it is missing.
+func (t *Transport) scheduleStream() *jetstream.StreamConfig {
+	c := t.stream("")
+	c.Name = "WASM_SCHEDULES_" + legal(t.cfg.Group)
+	c.Subjects = []string{t.scheduleSubject(atToken, "*"), t.scheduleSubject(dueToken, ">")}
+	c.Retention = jetstream.WorkQueuePolicy
+	c.AllowMsgSchedules, c.AllowRollup = true, true
+	return c
+}
+
+// schedule stores moved so that it is delivered to its subject after the given time: at once by the subject's own stream,
+// later by the stream of delayed messages. Storing the same move again changes nothing.
+func (t *Transport) schedule(ctx context.Context, after time.Duration, moved *transport.Message, d *delivery) error {
+	m := toNATS(moved)
+	if m.Subject == "" {
+		m.Subject = d.m.Subject
+	}
+	id := m.Header.Get(transport.HeaderMsgID)
+	if id == "" {
+		id = d.Position() + "/" + strconv.FormatUint(d.delivered, 10)
+		m.Header.Set(transport.HeaderMsgID, id)
+	}
+	if after <= 0 {
+		return t.pub.publish(ctx, []*nats.Msg{m})
+	}
+	home := m.Subject
+	m.Subject = t.scheduleSubject(atToken, hash(home+" "+id)+hash(id))
+	m.Header.Set(headerMoveID, id)
+	// The server's clock decides; a schedule in whole seconds would come too early.
+	due := time.Now().Add(after + max(0, time.Duration(t.skew.Load())))
+	m.Header.Set(jetstream.ScheduleHeader, "@at "+due.UTC().Format(time.RFC3339Nano))
+	m.Header.Set(jetstream.ScheduleTargetHeader, t.scheduleSubject(dueToken, home))
+	err := t.pub.publish(ctx, []*nats.Msg{m})
+	if err != nil && errors.Is(err, transport.ErrRejected) && t.cfg.CreateStreams {
+		// The stream may have been deleted while we run.
+		made := t.api(ctx, "make the stream of delayed messages", func(ctx context.Context) error {
+			_, err := t.streamFor(ctx, t.scheduleSubject(dueToken, ">"), t.scheduleStream())
+			return err
+		})
+		if made != nil {
+			return made
+		}
+		err = t.pub.publish(ctx, []*nats.Msg{m})
+	}
+	if err != nil {
+		return fmt.Errorf("move a job of %q by %v: %w", home, after, err)
+	}
+	return nil
+}
+
+func isTooLarge(err error) bool { return errors.Is(err, transport.ErrTooLarge) }
+
+// mover carries due messages home.
+type mover struct {
+	t    *Transport
+	pull *pull
+	stop context.CancelFunc
+	done chan struct{}
+	busy sync.WaitGroup
+}
+
+// startMover starts the transport's mover, once.
+func (t *Transport) startMover() error {
+	t.mu.Lock()
+	if t.mover != nil || t.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	m := &mover{t: t, stop: stop, done: make(chan struct{})}
+	t.mover = m
+	t.mu.Unlock()
+	m.pull = newPull(t, "delayed messages", m.bind)
+	go m.run(ctx)
+	return nil
+}
+
+func (m *mover) bind(ctx context.Context) (*target, error) {
+	var to *target
+	err := m.t.api(ctx, "consume delayed messages", func(ctx context.Context) error {
+		filter := m.t.scheduleSubject(dueToken, ">")
+		name, err := m.t.streamFor(ctx, filter, m.t.scheduleStream())
+		if err != nil {
+			return err
+		}
+		c, err := m.t.js.CreateOrUpdateConsumer(ctx, name, jetstream.ConsumerConfig{
+			Durable: "mover", Description: "wasmsidecar: brings delayed messages home", FilterSubject: filter,
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: defaultLease, MaxDeliver: -1, MaxAckPending: -1,
+		})
+		if err == nil {
+			to = &target{stream: name, consumer: "mover", born: c.CachedInfo().Created}
+		}
+		return err
+	})
+	return to, err
+}
+
+func (m *mover) run(ctx context.Context) {
+	defer close(m.done)
+	slots := make(chan struct{}, moverWindow)
+	for {
+		select { // one free slot at least
+		case slots <- struct{}{}:
+			<-slots
+		case <-ctx.Done():
+			return
+		}
+		as, err := m.pull.fetch(ctx, moverWindow-len(slots))
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, transport.ErrClosed) {
+				return
+			}
+			m.t.log.Warn("delayed messages wait", "err", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		for _, a := range as {
+			slots <- struct{}{}
+			m.busy.Add(1)
+			go func() {
+				defer m.busy.Done()
+				defer func() { <-slots }()
+				m.carry(ctx, a)
+			}()
+		}
+	}
+}
+
+// carry publishes a due message to its subject. A repeat is recognised by its message id.
+func (m *mover) carry(ctx context.Context, a arrived) {
+	out := &nats.Msg{
+		Subject: strings.TrimPrefix(a.msg.Subject, m.t.scheduleSubject(dueToken, "")),
+		Header:  make(nats.Header, len(a.msg.Header)), Data: a.msg.Data,
+	}
+	for name, values := range a.msg.Header {
+		if !strings.HasPrefix(name, "Nats-") && name != headerMoveID {
+			out.Header[name] = values
+		}
+	}
+	if id := a.msg.Header.Get(headerMoveID); id != "" {
+		out.Header.Set(transport.HeaderMsgID, id)
+	}
+	err := m.t.pub.publish(ctx, []*nats.Msg{out})
+	answer := ackAck
+	if err != nil {
+		if ctx.Err() != nil {
+			answer = ackNak // for another mover
+		} else {
+			pause := time.Second
+			if transport.Permanent(err) {
+				pause = defaultLease // until an operator has mended it
+			}
+			m.t.log.Error("a delayed message cannot be brought home", "subject", out.Subject, "again_in", pause, "err", err)
+			answer = fmt.Appendf(nil, `-NAK {"delay":%d}`, pause)
+		}
+	}
+	if err := m.t.nc.Publish(a.msg.Reply, answer); err != nil {
+		m.t.log.Debug("the mover's answer was lost: the message comes again", "err", err)
+	}
+}
+
+// close stops the mover and hands back what it has not begun.
+func (m *mover) close(ctx context.Context) error {
+	left := m.pull.close(ctx)
+	m.stop()
+	<-m.done
+	m.busy.Wait()
+	var errs []error
+	for _, a := range left {
+		errs = append(errs, m.t.nc.Publish(a.msg.Reply, ackNak))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,239 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// source is a transport.Source: one durable consumer.
+type source struct {
+	t     *Transport
+	cfg   transport.SourceConfig
+	lease time.Duration
+	pull  *pull
+	acks  *settler
+
+	closing sync.Once
+	err     error
+
+	mu    sync.Mutex
+	born  time.Time // of the consumer that the deliveries come from
+	out   map[place]*delivery
+	final string // the reply subject of some delivery, to ask the consumer by
+}
+
+// place is a position as a key.
+type place struct {
+	created  int64
+	sequence uint64
+}
+
+// Source begins to consume a subject. The stream that holds it is found or made, and so is the route's durable consumer, by
+// the first Fetch at the latest.
+func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (transport.Source, error) {
+	if err := t.open(); err != nil {
+		return nil, err
+	}
+	if cfg.Route == "" {
+		return nil, errors.New("NATS source: no route; it names the durable consumer")
+	}
+	if err := transport.ValidPattern(cfg.Subject); err != nil {
+		return nil, fmt.Errorf("NATS source of route %q: %w: %w", cfg.Route, err, transport.ErrRejected)
+	}
+	s := &source{t: t, cfg: cfg, lease: cfg.Lease, out: make(map[place]*delivery)}
+	if s.lease <= 0 {
+		s.lease = t.cfg.Lease
+	}
+	s.pull = newPull(t, fmt.Sprintf("jobs of route %q from %q", cfg.Route, cfg.Subject), s.bind)
+	s.acks = newSettler(t)
+	if err := s.pull.begin(ctx); err != nil {
+		_ = s.Close(ctx)
+		return nil, err
+	}
+	if err := t.startMover(); err != nil {
+		_ = s.Close(ctx)
+		return nil, err
+	}
+	return s, nil
+}
+
+// bind finds or makes the stream and the consumer. The stream's creation time is part of the consumer's name: a consumer of a
+// stream that was made again is another one, so no message is ever given the position of an older stream.
+func (s *source) bind(ctx context.Context) (*target, error) {
+	doing := fmt.Sprintf("consume %q for route %q", s.cfg.Subject, s.cfg.Route)
+	var to *target
+	err := s.t.api(ctx, doing, func(ctx context.Context) error {
+		name, err := s.t.streamFor(ctx, s.cfg.Subject, s.t.jobStream(s.cfg.Subject))
+		if err != nil {
+			return err
+		}
+		for {
+			info, err := s.t.streamInfo(ctx, name)
+			if err != nil {
+				return err
+			}
+			created := createdMS(info.Created)
+			durable := durableName(s.t.cfg.Group, s.cfg.Route, created)
+			c, err := s.t.js.CreateOrUpdateConsumer(ctx, name, jetstream.ConsumerConfig{
+				Durable: durable, Description: "wasmsidecar: route " + strconv.Quote(s.cfg.Route),
+				FilterSubject: s.cfg.Subject, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
+				AckWait: s.lease, MaxDeliver: -1, MaxAckPending: -1,
+			})
+			if isCode(err, codeWorkQueueNotUnique) || isCode(err, codeWorkQueueFilter) {
+				return fmt.Errorf("stream %q has work-queue retention and another consumer for the same subjects: delete that "+
+					"consumer, or give the stream interest or limits retention so that several routes may read it: %w", name, err)
+			}
+			if err != nil {
+				return err
+			}
+			if info, err = s.t.streamInfo(ctx, name); err != nil {
+				return err
+			}
+			if createdMS(info.Created) == created {
+				to = &target{stream: name, consumer: durable, created: created, born: c.CachedInfo().Created, last: info.State.LastSeq}
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.t.mu.Lock()
+	s.t.routes[s.cfg.Route] = routeRef{to.stream, to.consumer}
+	s.t.mu.Unlock()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.born.IsZero() && !s.born.Equal(to.born) {
+		// Another consumer knows nothing of what the old one handed out, and hands it out again.
+		s.t.log.Warn("the consumer was made again", "route", s.cfg.Route, "consumer", to.consumer, "lost", len(s.out))
+		for k, d := range s.out {
+			d.lost.Store(true)
+			delete(s.out, k)
+		}
+	}
+	s.born = to.born
+	return to, nil
+}
+
+// durableName names a route's consumer on one stream.
+func durableName(group, route string, created int64) string {
+	return legal(group) + "_" + legal(route) + "_" + strconv.FormatInt(created, 36)
+}
+
+// Fetch waits for messages and returns at most limit of them.
+func (s *source) Fetch(ctx context.Context, limit int) ([]transport.Delivery, error) {
+	as, err := s.pull.fetch(ctx, limit)
+	if err != nil {
+		return nil, err
+	}
+	ds := make([]transport.Delivery, len(as))
+	block := make([]delivery, len(as))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, a := range as {
+		d := &block[i]
+		d.init(s, a)
+		at := place{a.to.created, a.meta.sequence}
+		if old := s.out[at]; old != nil {
+			old.lost.Store(true) // its lease ran out and the server gave it to us again
+		}
+		s.out[at] = d
+		s.final = a.msg.Reply
+		ds[i] = d
+	}
+	return ds, nil
+}
+
+// Extend tells the server that work goes on. What it confirms is that the server has heard; it does not say who owns a message.
+// A delivery becomes lost when it is handed out to this source again, when the consumer was made again, and when a lease passed
+// without an Extend that got through: from then on another may have it.
+func (s *source) Extend(ctx context.Context, ds []transport.Delivery) error {
+	ctx, cancel := context.WithTimeout(ctx, min(apiTimeout, s.lease))
+	defer cancel()
+	begun := time.Now()
+	kept := make([]*delivery, 0, len(ds))
+	for _, x := range ds {
+		if d, ok := x.(*delivery); ok && d.s == s && !d.Lost() && d.state.Load() != settled {
+			kept = append(kept, d)
+		}
+	}
+	for i, d := range kept {
+		if i == len(kept)-1 {
+			// The consumer takes what it is told in order, so its answer to the last one is the answer to all.
+			if _, err := s.t.nc.RequestWithContext(ctx, d.reply, ackProgress); err != nil {
+				if errors.Is(err, nats.ErrNoResponders) {
+					s.pull.doubt(rebindPause)
+				}
+				return fmt.Errorf("extend the leases of route %q: %w", s.cfg.Route, err)
+			}
+			break
+		}
+		if err := s.t.nc.Publish(d.reply, ackProgress); err != nil {
+			return fmt.Errorf("extend the leases of route %q: %w", s.cfg.Route, err)
+		}
+	}
+	until := begun.Add(s.lease).UnixNano()
+	for _, d := range kept {
+		d.leased.Store(until)
+	}
+	return nil
+}
+
+// Lease is how long a delivery is held without Extend.
+func (s *source) Lease() time.Duration { return s.lease }
+
+// Close stops fetching, hands back what nobody has begun, and writes all settlements until ctx ends. The durable consumer
+// stays.
+func (s *source) Close(ctx context.Context) error {
+	s.closing.Do(func() { s.err = s.close(ctx) })
+	return s.err
+}
+
+func (s *source) close(ctx context.Context) error {
+	left := s.pull.close(ctx)
+	s.mu.Lock()
+	final := s.final
+	for _, a := range left {
+		s.acks.add(a.msg.Reply, ackNak)
+		final = a.msg.Reply
+	}
+	for at, d := range s.out {
+		delete(s.out, at)
+		if d.state.CompareAndSwap(out, settled) && !d.lost.Swap(true) {
+			s.acks.add(d.reply, ackNak)
+		}
+	}
+	s.mu.Unlock()
+	err := s.acks.close(ctx)
+	if err == nil && final != "" {
+		// Its answer says that the consumer has taken all of the above.
+		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+		defer cancel()
+		if _, err = s.t.nc.RequestWithContext(ctx, final, ackProgress); errors.Is(err, nats.ErrNoResponders) {
+			err = nil // no consumer, nothing to settle
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("close the source of route %q: settlements may not have arrived and be handed out again: %w", s.cfg.Route, err)
+	}
+	return nil
+}
+
+// forget takes a settled delivery off the list of those that are out.
+func (s *source) forget(d *delivery) {
+	s.mu.Lock()
+	if s.out[d.place] == d {
+		delete(s.out, d.place)
+	}
+	s.mu.Unlock()
+}
