@@ -1,9 +1,8 @@
 # make lists the targets.
 
-GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO       ?= go
 FUZZTIME ?= 20s
-COUNT   ?= 1
+COUNT    ?= 1
 # A linter is run by version, so that it is in nobody's go.mod.
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -40,8 +39,8 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 soak: ## the tests that crash and cut, over and over: COUNT=20 times unless said
 	@scripts/test -race -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
 
-guests: ## the example modules from their sources
-	examples/guests/build
+guests: ## the committed example modules from their sources (its head says which compilers)
+	examples/guests/build.sh
 
 services: ## Kafka, Redis and NATS for tests, on free ports (scripts/services stop ends them)
 	scripts/services start
