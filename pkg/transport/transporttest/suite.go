@@ -1,0 +1,67 @@
+package transporttest
+
+import (
+	"testing"
+	"time"
+)
+
+// Run runs the suite. Its cases run in parallel, but the test that calls it must not: the first case counts goroutines. Cases
+// about hooks that the harness does not have are left out.
+func Run(t *testing.T, h Harness) {
+	if h.Lease == 0 {
+		h.Lease = 2 * time.Second
+	}
+	if h.Slack == 0 {
+		h.Slack = 10 * time.Second
+	}
+	s := &suite{h}
+	t.Run("NoGoroutineLeft", s.noGoroutineLeft) // alone, because it counts goroutines
+	cases := []struct {
+		name  string
+		run   func(t *testing.T)
+		holds bool
+	}{
+		{"ForeignRecord", s.foreignRecord, true},
+		{"PoisonAmongForeignRecords", s.poison, true},
+		{"HeadersAndBodies", s.headersAndBodies, true},
+		{"FetchLimit", s.fetchLimit, true},
+		{"SettleOutOfOrder", s.settleOutOfOrder, true},
+		{"HeadOfLine", s.headOfLine, true},
+		{"UnsettledComesBackAfterClose", s.unsettledAfterClose, true},
+		{"UnsettledComesBackAfterAbandonment", s.unsettledAfterAbandonment, true},
+		{"ExtendOutlivesLease", s.extendOutlivesLease, true},
+		{"ReleaseComesBack", s.releaseComesBack, true},
+		{"DeadIsSettled", s.deadIsSettled, true},
+		{"NothingLost", s.nothingLost, true},
+		{"SourceAddedAndRemoved", s.addRemove, true},
+		{"KeyHasOneOwner", s.keyHasOneOwner, true},
+		{"RetryWhenDue", s.retryWhenDue, true},
+		{"RetryOfForeignNatsHeaders", s.retryForeignHeaders, true},
+		{"RetryOfPublishedMsgID", s.retryMsgID, true},
+		{"SameMoveTwice", s.sameMoveTwice, true},
+		{"MoveOfAMove", s.moveOfAMove, true},
+		{"RetryFails", s.retryFails, true},
+		{"PublishConcurrently", s.publishConcurrently, true},
+		{"OrderWithinKey", s.orderWithinKey, true},
+		{"TooLarge", s.tooLarge, true},
+		{"IllegalSubject", s.illegalSubject, true},
+		{"TailFromStart", s.tailFromStart, true},
+		{"TailFromNow", s.tailFromNow, true},
+		{"Wildcards", s.wildcards, true},
+		{"CloseWakesFetch", s.closeWakesFetch, true},
+		{"CloseTwice", s.closeTwice, true},
+		{"FetchEndsWithContext", s.fetchEndsWithContext, true},
+		{"Ping", s.ping, true},
+		{"GroupDeleted", s.groupDeleted, h.DropGroup != nil},
+		{"SubjectRecreated", s.subjectRecreated, h.RecreateSubject != nil},
+		{"NetworkCut", s.networkCut, h.OpenCuttable != nil},
+	}
+	for _, c := range cases {
+		if c.holds {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				c.run(t)
+			})
+		}
+	}
+}
