@@ -24,6 +24,8 @@ var (
 	ErrTooLarge = errors.New("value too large")
 	// ErrFull: the database refuses writes because it is full. Transient, but it needs the operator.
 	ErrFull = errors.New("store full")
+	// ErrUnsupported: the database is too old for, or is set up so that it cannot do, what the store needs. Permanent.
+	ErrUnsupported = errors.New("not supported by the database")
 	// ErrInvalid: an empty key, a negative TTL, a nameless set, a transaction too long. A mistake of the program.
 	ErrInvalid = errors.New("invalid request")
 )

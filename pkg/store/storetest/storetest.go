@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 )
 
@@ -22,8 +23,8 @@ type Harness struct {
 	Open func(t testing.TB) store.Store
 	// Reopen returns a second store on the same data, as another process has it; nil where no other process sees the data.
 	Reopen func(t testing.TB, s store.Store) store.Store
-	// Cut returns an empty store and the means to hurt its connection; nil where there is none.
-	Cut func(t testing.TB) (store.Store, Cutter)
+	// Cut returns an empty store whose connection goes through a proxy; nil where there is no connection.
+	Cut func(t testing.TB) (store.Store, *services.Proxy)
 	// Full returns an empty store that is full after a few megabytes; nil where that cannot be arranged.
 	Full func(t testing.TB) store.Store
 	Features
@@ -33,14 +34,6 @@ type Harness struct {
 type Features struct {
 	// TTL is the shortest time to live that is kept as it is; shorter ones are rounded up to it.
 	TTL time.Duration
-}
-
-// Cutter hurts the connection between a store and its database.
-type Cutter interface {
-	// LoseReplies lets requests pass and swallows what comes back, until Cut.
-	LoseReplies()
-	// Cut breaks all connections; new ones are taken at once and work.
-	Cut()
 }
 
 // Run runs the suite.

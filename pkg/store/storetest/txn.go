@@ -387,18 +387,21 @@ var lifeCases = []testCase{
 
 // lostReply: a transaction whose reply is cut off may be repeated, and what it wrote can be told from another's by a nonce.
 func lostReply(t *testing.T, h Harness) {
-	s, c := h.Cut(t)
+	s, proxy := h.Cut(t)
 	for i := range 5 {
 		key := "p/" + strconv.Itoa(i)
 		put(t, s, "p/warm", "up")
-		c.LoseReplies()
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		// The request arrives after one delay; the reply would take another, and is cut off on its way.
+		proxy.Delay(400 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
 		_, err := s.Txn(ctx, store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, []byte("nonce-a"), 0)}})
 		cancel()
 		if err == nil {
 			t.Fatal("a transaction was answered although replies are lost")
 		}
-		c.Cut()
+		proxy.Cut()
+		proxy.Delay(0)
+		proxy.Restore()
 		var r store.Reply
 		eventually(t, "an answer after the cut", func() bool {
 			r, err = s.Txn(t.Context(), store.Txn{

@@ -187,10 +187,11 @@ var watchCases = []testCase{
 		}
 	}},
 	{name: "a cut connection leads to a resync", applies: func(h Harness) bool { return h.Cut != nil }, run: func(t *testing.T, h Harness) {
-		s, c := h.Cut(t)
+		s, proxy := h.Cut(t)
 		w := watch(t, s, "p/")
 		wantPut(t, w, "p/a", "1", put(t, s, "p/a", "1"))
-		c.Cut()
+		proxy.Cut()
+		proxy.Restore()
 		for !next(t, w).Resync {
 		}
 		var rev int64
