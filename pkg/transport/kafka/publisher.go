@@ -1,0 +1,283 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// overhead is what Kafka's batch, its record and our delay headers add to a message's size; MaxBytes keeps it free.
+const overhead = 2 << 10
+
+// Bounds of what waits to be written. Produce blocks beyond them.
+const (
+	maxBuffered      = 16_384
+	maxBufferedBytes = 128 << 20
+)
+
+// producerOpts are those of the transport's own client.
+func (t *Transport) producerOpts() []kgo.Opt {
+	c := &t.cfg
+	codec := map[string]kgo.CompressionCodec{
+		"gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
+	}[c.Compression]
+	return []kgo.Opt{
+		kgo.RequiredAcks(kgo.AllISRAcks()), // idempotent by default
+		kgo.ProducerLinger(c.Linger),
+		kgo.RecordDeliveryTimeout(c.DeliveryTimeout),
+		kgo.ProducerBatchCompression(codec),
+		kgo.ProducerBatchMaxBytesFn(t.batchLimit),
+		kgo.MaxBufferedRecords(maxBuffered),
+		kgo.MaxBufferedBytes(maxBufferedBytes),
+	}
+}
+
+// batchLimit is the largest record batch of a topic.
+func (t *Transport) batchLimit(topic string) int32 {
+	limit := int32(t.cfg.MaxMessageBytes)
+	if v, ok := t.limits.Load(topic); ok {
+		limit = min(limit, v.(int32))
+	}
+	return limit
+}
+
+// publisher writes with one idempotent producer. Records of concurrent calls share batches.
+type publisher struct {
+	t   *Transport
+	cl  *kgo.Client
+	max atomic.Int64 // Message.Size that fits every sink
+
+	mu     sync.Mutex
+	purged map[string]time.Time // topics that the producer was made to forget
+}
+
+var _ transport.Publisher = (*publisher)(nil)
+
+func newPublisher(t *Transport, cl *kgo.Client) *publisher {
+	p := &publisher{t: t, cl: cl, purged: map[string]time.Time{}}
+	p.max.Store(int64(t.cfg.MaxMessageBytes - overhead))
+	return p
+}
+
+// MaxBytes is the smallest of what Prepare found for the sinks, less what Kafka's form adds.
+func (p *publisher) MaxBytes() int { return int(p.max.Load()) }
+
+// Publish waits until all in-sync replicas have every message.
+func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error {
+	rs := make([]*kgo.Record, len(ms))
+	for i, m := range ms {
+		if err := checkTopic(m.Subject); err != nil {
+			return err
+		}
+		rs[i] = record(m, m.Subject, 0)
+	}
+	return p.produce(ctx, rs)
+}
+
+// record makes the record of a message, with room for more headers.
+func record(m *transport.Message, topic string, more int) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Key: m.Key, Value: m.Body}
+	if r.Value == nil {
+		r.Value = []byte{} // nil would be a tombstone
+	}
+	n, size := len(m.Header)+more, 0
+	reply := m.ReplyTo != "" && m.Header.Get(transport.HeaderReplyTo) == ""
+	if reply {
+		n++
+	}
+	if n == 0 {
+		return r
+	}
+	for i := range m.Header {
+		size += len(m.Header[i].Value)
+	}
+	r.Headers = make([]kgo.RecordHeader, 0, n)
+	values := make([]byte, 0, size)
+	for _, f := range m.Header {
+		from := len(values)
+		values = append(values, f.Value...)
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: f.Name, Value: values[from:len(values):len(values)]})
+	}
+	if reply {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: transport.HeaderReplyTo, Value: []byte(m.ReplyTo)})
+	}
+	return r
+}
+
+// produce writes records and waits for all of them; its error is the gravest.
+func (p *publisher) produce(ctx context.Context, rs []*kgo.Record) error {
+	var worst error
+	for _, err := range p.produceEach(ctx, rs) {
+		if err != nil && (worst == nil || transport.Permanent(err)) {
+			worst = err
+		}
+	}
+	return worst
+}
+
+// produceEach writes records and returns an error for each, or nil when all were taken. What fails because its topic was made
+// again, or is missing and may be made, is written again.
+func (p *publisher) produceEach(ctx context.Context, rs []*kgo.Record) []error {
+	ctx, cancel := context.WithTimeout(ctx, p.t.cfg.DeliveryTimeout)
+	defer cancel()
+	began := time.Now()
+	errs := p.send(ctx, rs)
+	for attempt := 1; attempt < 3 && errs != nil; attempt++ {
+		var redo []*kgo.Record
+		var at []int
+		for i, err := range errs {
+			if err != nil && p.mend(ctx, rs[i].Topic, began, err) {
+				r := rs[i] // copied, as the client has written its own fields into it
+				redo = append(redo, &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers})
+				at = append(at, i)
+			}
+		}
+		if len(redo) == 0 {
+			break
+		}
+		began = time.Now()
+		again := p.send(ctx, redo)
+		for i, j := range at {
+			errs[j] = nil
+			if again != nil {
+				errs[j] = again[i]
+			}
+		}
+	}
+	for i, err := range errs {
+		if err != nil {
+			errs[i] = p.refused(rs[i], err)
+		}
+	}
+	return errs
+}
+
+// send produces records and waits for all of them, or until ctx ends. It returns nil when every one was taken.
+func (p *publisher) send(ctx context.Context, rs []*kgo.Record) []error {
+	if len(rs) == 0 {
+		return nil
+	}
+	w := &wait{left: len(rs), done: make(chan struct{})}
+	for i, r := range rs {
+		p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { w.finish(i, len(rs), err) })
+	}
+	select {
+	case <-w.done:
+		return w.errs
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.left == 0 {
+		return w.errs
+	}
+	// The rest are under way, and their answers come too late: any of them may be taken yet.
+	errs := make([]error, len(rs))
+	for i := range errs {
+		errs[i] = fmt.Errorf("not taken in time: %w", context.Cause(ctx))
+	}
+	return errs
+}
+
+// wait gathers the answers to the records of one call.
+type wait struct {
+	mu   sync.Mutex
+	left int
+	errs []error
+	done chan struct{}
+}
+
+func (w *wait) finish(i, n int, err error) {
+	w.mu.Lock()
+	if err != nil {
+		if w.errs == nil {
+			w.errs = make([]error, n)
+		}
+		w.errs[i] = err
+	}
+	w.left--
+	last := w.left == 0
+	w.mu.Unlock()
+	if last {
+		close(w.done)
+	}
+}
+
+// mend does what it can about a record that failed, and says whether writing it again may help.
+func (p *publisher) mend(ctx context.Context, topic string, began time.Time, err error) bool {
+	switch {
+	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
+		// The topic was made again. Unless the producer forgets it, everything it writes there fails from now on.
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.purged[topic].Before(began) {
+			p.cl.PurgeTopicsFromProducing(topic)
+			p.purged[topic] = time.Now()
+			p.t.recreated.Add(1)
+			p.t.log.Warn("topic was deleted; writing to what is made in its place", "topic", topic)
+		}
+		return true
+	case isPurged(err):
+		return true // by another call's mending, while this record was buffered
+	case errors.Is(err, kerr.UnknownTopicOrPartition) && p.t.cfg.CreateTopics:
+		return p.t.createTopics(ctx, []string{topic}, int32(p.t.cfg.Partitions), nil) == nil
+	}
+	return false
+}
+
+// isPurged knows the client's error for records of a topic that it was made to forget; it has no name.
+func isPurged(err error) bool { return strings.Contains(err.Error(), "purged while buffered") }
+
+// refused says why a record was not taken, and whether that is for good.
+func (p *publisher) refused(r *kgo.Record, err error) error {
+	switch {
+	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
+		return fmt.Errorf("kafka: publish %d bytes to %s: more than the %d that a batch may have; raise the topic's max.message.bytes or make the message smaller: %w: %w",
+			recordSize(r), r.Topic, p.t.batchLimit(r.Topic), transport.ErrTooLarge, err)
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return fmt.Errorf("kafka: publish to %s: not authorised %s; grant WRITE on the topic: %w: %w", r.Topic, p.t.cfg.SASL.who(), transport.ErrRejected, err)
+	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
+		return fmt.Errorf("kafka: publish to %s: there is no such topic; make it, or set create and grant CREATE: %w: %w", r.Topic, transport.ErrRejected, err)
+	case errors.Is(err, kerr.InvalidTopicException):
+		return fmt.Errorf("kafka: publish to %s: the broker refuses the topic's name: %w: %w", r.Topic, transport.ErrRejected, err)
+	case errors.Is(err, kerr.InvalidRecord), errors.Is(err, kerr.PolicyViolation):
+		return fmt.Errorf("kafka: publish to %s: the topic refuses the record (a compacted topic needs keys; set Wasm-Key): %w: %w", r.Topic, transport.ErrRejected, err)
+	default:
+		return p.t.describe("publish to "+r.Topic, err)
+	}
+}
+
+// close flushes until ctx ends.
+func (p *publisher) close(ctx context.Context) error {
+	err := p.cl.Flush(ctx)
+	p.cl.Close()
+	if err != nil {
+		return fmt.Errorf("kafka: flush what is being published: %w", err)
+	}
+	return nil
+}
+
+// headersOf gives the headers of a record that are not ours for moving it.
+func headersOf(h job.Header, without ...string) job.Header {
+	out := make(job.Header, 0, len(h)+2)
+next:
+	for _, f := range h {
+		for _, name := range without {
+			if strings.EqualFold(f.Name, name) {
+				continue next
+			}
+		}
+		out = append(out, f)
+	}
+	return out
+}
