@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,12 +29,13 @@ type Server struct {
 	// Dir holds the server's data and configuration.
 	Dir string
 
-	t      testing.TB
-	name   string
-	binary string
-	args   []string
-	answer string // what the server says first, to a PING if it waits for one
-	ping   string
+	t         testing.TB
+	name      string
+	binary    string
+	args      []string
+	container string // its name, where the server is one and binary is docker
+	answer    string // what the server says first, to a PING if it waits for one
+	ping      string
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -41,12 +43,17 @@ type Server struct {
 }
 
 // StartRedis starts a Redis that keeps nothing on disk unless extraArgs say so ("--appendonly", "yes", "--appendfsync", "always"),
-// and waits until it answers. extraArgs are arguments of redis-server and win over the defaults.
+// and waits until it answers. extraArgs are arguments of redis-server and win over the defaults. Where redis-server is not
+// installed and scripts/services runs Redis in a container, this one is a container too, with Dir as its own /data.
 func StartRedis(t testing.TB, extraArgs ...string) *Server {
 	t.Helper()
+	var image string
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
-		t.Fatalf("services: redis-server is not installed: %v; run scripts/services start", err)
+		if image, _ = lookup("REDIS_IMAGE"); image == "" {
+			t.Fatalf("services: redis-server is not installed: %v; run scripts/services start", err)
+		}
+		binary = "docker"
 	}
 	s := newServer(t, "redis-server", binary)
 	s.ping, s.answer = "PING\r\n", "+PONG"
@@ -54,7 +61,15 @@ func StartRedis(t testing.TB, extraArgs ...string) *Server {
 	if err != nil {
 		t.Fatalf("services: %v", err)
 	}
-	s.args = append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", s.Dir, "--save", "", "--appendonly", "no"}, extraArgs...)
+	bind, data := "127.0.0.1", s.Dir
+	if image != "" {
+		bind, data = "0.0.0.0", "/data"
+		s.container = "wasmsidecar-" + UniqueName(t)
+		s.args = []string{"run", "--rm", "--name", s.container, "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+			"-p", s.Addr + ":" + port, "-v", s.Dir + ":/data", "--entrypoint", "redis-server", image, "--protected-mode", "no"}
+	}
+	s.args = append(s.args, "--bind", bind, "--port", port, "--dir", data, "--save", "", "--appendonly", "no")
+	s.args = append(s.args, extraArgs...)
 	if asksPassword(extraArgs) {
 		s.answer = "-NOAUTH"
 	}
@@ -192,8 +207,13 @@ func (s *Server) signal(sig syscall.Signal) bool {
 	if cmd == nil {
 		return true
 	}
-	// The only error is that it has ended already.
-	_ = cmd.Process.Signal(sig)
+	if s.container != "" {
+		// A client that is killed would leave its container behind. An error means that it has ended already, or shows below.
+		_ = exec.Command(s.binary, "kill", "--signal", strconv.Itoa(int(sig)), s.container).Run()
+	} else {
+		// The only error is that it has ended already.
+		_ = cmd.Process.Signal(sig)
+	}
 	select {
 	case <-exited:
 	case <-time.After(stopTimeout):
