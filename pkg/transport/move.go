@@ -52,9 +52,9 @@ func moveID(j *job.Job, attempt int, what string) string {
 }
 
 // carry copies orig's headers to h, without those that drop names. What a broker would obey is renamed, or left out where a
-// sidecar or the broker wrote it with an earlier move. The reply subject and the correlation id become headers.
+// sidecar or the broker wrote it with an earlier move or dead letter. The reply subject and the correlation id become headers.
 func carry(h *job.Header, orig *Message, j *job.Job, drop func(name string) bool) {
-	again, reply, correlation := j.Moved, false, false
+	again, reply, correlation := j.Moved || orig.Header.Get(HeaderDeadKind) != "", false, false
 	for _, f := range orig.Header {
 		switch {
 		case hasPrefixFold(f.Name, "Nats-"):

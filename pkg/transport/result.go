@@ -22,18 +22,18 @@ func Result(j *job.Job, o *job.Outcome, e Envelope, subject string) *Message {
 	}
 	h.Add(HeaderResultOf, j.ID)
 	h.Add(HeaderMsgID, msgID)
-	h.Add(HeaderHops, t.number(int64(j.Hops)+1))
+	h.Add(HeaderHops, t.number(uint64(j.Hops)+1))
 	h.Add(HeaderOK, strconv.FormatBool(o.OK()))
 	if !o.OK() {
 		h.Add(HeaderKind, string(o.Kind))
 	}
 	addText(&h, HeaderModule, or(o.Module, j.Module))
 	addText(&h, HeaderDigest, o.Digest)
-	h.Add(HeaderAttempt, t.number(int64(o.Attempts)))
+	h.Add(HeaderAttempt, t.number(uint64(o.Attempts)))
 	if o.Fuel > 0 {
-		h.Add(HeaderFuel, strconv.FormatUint(o.Fuel, 10))
+		h.Add(HeaderFuel, t.number(o.Fuel))
 	}
-	h.Add(HeaderDuration, t.number(o.Duration.Microseconds()))
+	h.Add(HeaderDuration, t.number(uint64(max(o.Duration.Microseconds(), 0))))
 	addText(&h, HeaderSource, or(o.Source, j.Source))
 	correlation := or(o.CorrelationID, j.CorrelationID)
 	addText(&h, HeaderCorrelation, correlation)
@@ -140,9 +140,10 @@ func (t *texts) join(parts ...string) string {
 	return t.b.String()[start:]
 }
 
-func (t *texts) number(n int64) string {
+// number writes a count, which is not negative.
+func (t *texts) number(n uint64) string {
 	var buf [20]byte
 	start := t.b.Len()
-	t.b.Write(strconv.AppendInt(buf[:0], n, 10))
+	t.b.Write(strconv.AppendUint(buf[:0], n, 10))
 	return t.b.String()[start:]
 }
