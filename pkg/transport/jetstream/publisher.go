@@ -77,7 +77,11 @@ func (t *Transport) payloadRoom() int {
 // Publish stores messages in the streams that hold their subjects.
 func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error {
 	msgs := make([]*nats.Msg, len(ms))
+	limit := p.MaxBytes()
 	for i, m := range ms {
+		if size := m.Size(); limit > 0 && size > limit {
+			return fmt.Errorf("publish to %q: %d bytes, and %d are taken: %w", m.Subject, size, limit, transport.ErrTooLarge)
+		}
 		msgs[i] = toNATS(m)
 	}
 	return p.publish(ctx, msgs)
@@ -117,6 +121,9 @@ func (t *Transport) check(m *nats.Msg) error {
 
 // send writes msgs and waits for all their acknowledgements.
 func (p *publisher) send(ctx context.Context, msgs []*nats.Msg) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	start := time.Now()
