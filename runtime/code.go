@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,7 +39,10 @@ type code struct {
 	compiled wazero.CompiledModule
 	imports  []Func
 	exports  []Func
-	memory   bool // exports memory
+	memory   bool // has a memory of its own
+	exported bool // exports it as "memory"
+	// functions are the exports' names by the names that they have in stack traces where the module has no other.
+	functions map[string]string
 
 	linkMu sync.Mutex
 	linked map[string][]Func // host modules that are instantiated
@@ -53,7 +57,7 @@ func (e *Engine) compile(ctx context.Context, key codeKey, cfg ModuleConfig) (*c
 	}
 	c, found := e.codes[key]
 	if !found {
-		c = &code{key: key, digest: key.digest, ready: make(chan struct{}), linked: map[string][]Func{}}
+		c = &code{key: key, digest: key.digest, ready: make(chan struct{}), linked: map[string][]Func{}, functions: map[string]string{}}
 		e.codes[key] = c
 	}
 	c.refs++
@@ -107,7 +111,7 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 			err = fmt.Errorf("compile: the compiler panicked: %v; try engine: interpreter", p)
 		}
 	}()
-	if err := inspect(cfg.Wasm, c.key.pages); err != nil {
+	if c.memory, err = inspect(cfg.Wasm, c.key.pages); err != nil {
 		return err
 	}
 	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
@@ -145,9 +149,13 @@ func (c *code) read() error {
 	}
 	for name, d := range c.compiled.ExportedFunctions() {
 		c.exports = append(c.exports, Func{Name: name, Type: typeOf(d)})
+		c.functions["$"+strconv.FormatUint(uint64(d.Index()), 10)] = name
 	}
 	slices.SortFunc(c.exports, func(a, b Func) int { return strings.Compare(a.Name, b.Name) })
-	_, c.memory = c.compiled.ExportedMemories()["memory"]
+	_, c.exported = c.compiled.ExportedMemories()["memory"]
+	if len(c.imports) > 0 && !c.memory {
+		return errors.New("it imports functions but has no memory, which they need")
+	}
 	return nil
 }
 

@@ -178,7 +178,7 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 	if m.driver, err = driverOf(m.abi); err != nil {
 		return nil, err
 	}
-	if err := m.driver.fits(c.exports, c.memory); err != nil {
+	if err := m.driver.fits(c.exports, c.exported); err != nil {
 		return nil, fmt.Errorf("abi %s: %w", m.abi, err)
 	}
 	if err := c.link(ctx, m.abi); err != nil {

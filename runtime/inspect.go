@@ -10,40 +10,41 @@ import (
 const maxTable = 1 << 20
 
 // inspect says what is wrong with bytes that cannot be a module, in words that help, and refuses what would take too much
-// memory before wazero is asked. It reads the sections' outlines and leaves the rest to the compiler.
-func inspect(b []byte, pages uint32) error {
+// memory before wazero is asked. It reads the sections' outlines and leaves the rest to the compiler. It returns whether the
+// module has a memory of its own.
+func inspect(b []byte, pages uint32) (memory bool, err error) {
 	if len(b) > MaxModuleSize {
-		return fmt.Errorf("it has %s; the most is %s", size(int64(len(b))), size(MaxModuleSize))
+		return false, fmt.Errorf("it has %s; the most is %s", size(int64(len(b))), size(MaxModuleSize))
 	}
 	if len(b) == 0 {
-		return errors.New("it is empty")
+		return false, errors.New("it is empty")
 	}
 	if !bytes.HasPrefix(b, []byte("\x00asm")) {
-		return notWasm(b)
+		return false, notWasm(b)
 	}
 	if len(b) < 8 {
-		return errors.New("it is cut off after the first bytes")
+		return false, errors.New("it is cut off after the first bytes")
 	}
 	switch v := b[4:8]; {
 	case bytes.Equal(v, []byte{1, 0, 0, 0}):
 	case v[2] == 1:
-		return errors.New("it is a WebAssembly component; components are not supported: build a core module (Rust: target wasm32-wasip1, Go: GOOS=wasip1)")
+		return false, errors.New("it is a WebAssembly component; components are not supported: build a core module (Rust: target wasm32-wasip1, Go: GOOS=wasip1)")
 	default:
-		return fmt.Errorf("invalid version header % x; want 01 00 00 00", v)
+		return false, fmt.Errorf("invalid version header % x; want 01 00 00 00", v)
 	}
 	r := reader{b: b[8:]}
 	for len(r.b) > 0 {
 		id := r.byte()
 		body := reader{b: r.take(r.u32())}
 		if r.bad {
-			return errors.New("it is cut off or corrupt: a section is longer than the file")
+			return false, errors.New("it is cut off or corrupt: a section is longer than the file")
 		}
 		switch id {
 		case 4:
 			for range body.u32() {
 				body.byte() // the kind of reference
 				if least, _, _ := body.limits(); !body.bad && least > maxTable {
-					return fmt.Errorf("it begins with a table of %d elements; the most is %d", least, maxTable)
+					return false, fmt.Errorf("it begins with a table of %d elements; the most is %d", least, maxTable)
 				}
 				if body.bad {
 					break
@@ -53,12 +54,13 @@ func inspect(b []byte, pages uint32) error {
 			if body.u32() == 0 {
 				continue
 			}
+			memory = true
 			if least, _, _ := body.limits(); !body.bad && least > uint64(pages) {
-				return fmt.Errorf("it needs %s of memory to begin with; its limit is %s: raise limits.memory", size(int64(least)*pageSize), size(int64(pages)*pageSize))
+				return false, fmt.Errorf("it needs %s of memory to begin with; its limit is %s: raise limits.memory", size(int64(least)*pageSize), size(int64(pages)*pageSize))
 			}
 		}
 	}
-	return nil
+	return memory, nil
 }
 
 // notWasm guesses what was given instead of a module.

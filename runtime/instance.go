@@ -12,6 +12,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -93,7 +94,7 @@ func (*fresh) put(in *instance) { _ = in.module.Close(context.Background()) }
 // writerOf hides everything of c but its Write.
 func writerOf(c *host.Call) io.Writer { return struct{ io.Writer }{c} }
 
-// sleep waits for d or until ctx ends, whichever is first.
+// sleep waits for d on a guest's behalf. When ctx ends first it stops the guest, which would take the sleep for slept.
 func sleep(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return
@@ -103,6 +104,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-t.C:
 	case <-ctx.Done():
+		panic(sys.NewExitError(sys.ExitCodeContextCanceled))
 	}
 }
 

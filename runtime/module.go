@@ -82,7 +82,7 @@ func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err erro
 		limit = min(limit, max(time.Until(d), 0))
 	}
 	call := host.NewCall(m.grants, j)
-	e := ended{parent: ctx, limit: limit, most: m.limits.Memory, call: call}
+	e := ended{code: m.code, parent: ctx, limit: limit, most: m.limits.Memory, call: call}
 	var cancel context.CancelFunc
 	e.ctx, cancel = context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -111,8 +111,8 @@ func (m *Module) run(e *ended) {
 	}
 	defer m.instances.put(in)
 	e.err = m.driver.run(ctx, in, e.call)
-	if mem := in.module.Memory(); mem != nil {
-		e.memory = mem.Size()
+	if m.code.memory {
+		e.memory = in.module.Memory().Size()
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 // ended is everything there is to know about a guest's run when it is over.
 type ended struct {
+	code   *code
 	err    error           // what the driver returned
 	parent context.Context // the job's
 	ctx    context.Context // the guest's: parent, and the module's limit
@@ -83,23 +84,29 @@ func (e ended) crash(err error) error {
 	var broken goruntime.Error
 	var fault *host.Fault
 	text := err.Error()
+	first := firstLine(text) // what follows holds names that the guest chose
 	switch {
 	case errors.As(err, &fault):
-		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(fault.Text+where(text))))
-	case errors.As(err, &broken) || strings.Contains(text, "(recovered by wazero)"):
-		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(firstLine(text)))
+		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(fault.Text+e.where(text))))
+	case errors.As(err, &broken) && inWASI(text):
+		return e.troubled(job.Errorf(job.KindTrap, "%s%s", job.CleanText(first), e.where(text)))
+	case errors.As(err, &broken) || strings.HasSuffix(first, "(recovered by wazero)"):
+		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(first))
 	case e.parent.Err() == context.Canceled:
 		return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
 	case e.ctx.Err() != nil:
 		return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
 	}
-	_, trap, wasm := strings.Cut(firstLine(text), "wasm error: ")
+	_, trap, wasm := strings.Cut(first, "wasm error: ")
+	if !wasm && strings.HasSuffix(first, "stack overflow") { // the one trap that wazero does not mark
+		trap, wasm = "stack overflow", true
+	}
 	if !wasm {
-		return job.Errorf(job.KindInternal, "%s", job.CleanText(firstLine(text)))
+		return job.Errorf(job.KindInternal, "%s", job.CleanText(first))
 	}
 	var b strings.Builder
 	b.WriteString(trap)
-	b.WriteString(where(text))
+	b.WriteString(e.where(text))
 	if int64(e.memory) > e.most-e.most/8 {
 		fmt.Fprintf(&b, ", with %s of %s of memory in use (limits.memory)", size(int64(e.memory)), size(e.most))
 	}
@@ -124,19 +131,31 @@ func firstLine(s string) string {
 	return s
 }
 
-// where names the function at the top of a wasm stack trace, as " in f"; empty when there is none.
-func where(text string) string {
+// inWASI says whether it was a WASI function that panicked: wazero's let some parameters through that make no sense (a
+// poll_oneoff of 2^28 subscriptions, for one), so it is the guest that is to blame.
+func inWASI(text string) bool {
+	_, trace, _ := strings.Cut(text, "wasm stack trace:\n\t")
+	return strings.HasPrefix(trace, abi.WASI+".")
+}
+
+// where names the guest's function at the top of a wasm stack trace, as " in f"; empty when there is none. Functions of
+// stripped modules have numbers for names; those that are exported are named by their export.
+func (e ended) where(text string) string {
 	_, trace, ok := strings.Cut(text, "wasm stack trace:\n\t")
 	if !ok {
 		return ""
 	}
 	for line := range strings.Lines(trace) {
-		f := strings.TrimSpace(line)
-		f, _, _ = strings.Cut(f, "(")
 		// A host function's frame is named after its module; the guest's own begin with a dot, being anonymous.
-		if name := strings.TrimPrefix(f, "."); name != "" && name != f {
-			return " in " + name
+		f, own := strings.CutPrefix(strings.TrimSpace(line), ".")
+		f, _, _ = strings.Cut(f, "(")
+		if !own || f == "" {
+			continue
 		}
+		if export, ok := e.code.functions[f]; ok {
+			f = export
+		}
+		return " in " + f
 	}
 	return ""
 }

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -126,13 +128,25 @@ func (c *Call) Alloc(ctx context.Context, m api.Module, b []byte) (uint32, error
 	got, err := f.Call(ctx, uint64(uint32(len(b))))
 	c.drasm.allocating = false
 	if err != nil {
-		return 0, err
+		return 0, allocFailed(err)
 	}
 	ptr := uint32(got[0])
-	if m.Memory() == nil || !m.Memory().Write(ptr, b) {
+	if !m.Memory().Write(ptr, b) {
 		return 0, &Fault{job.KindTrap, fmt.Sprintf("alloc(%d) returned %d, which is out of bounds", len(b), ptr)}
 	}
 	return ptr, nil
+}
+
+// allocFailed makes the guest's crash inside alloc its Fault and leaves what others caused as it is.
+func allocFailed(err error) error {
+	var fault *Fault
+	var exit *sys.ExitError
+	var broken runtime.Error
+	if errors.As(err, &fault) || errors.As(err, &exit) || errors.As(err, &broken) {
+		return err
+	}
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	return &Fault{job.KindTrap, "alloc: " + strings.TrimPrefix(first, "wasm error: ")}
 }
 
 // Take returns a copy of what a guest returned as len<<32 | ptr, of at most limit bytes. Its error is a *Fault.
@@ -140,9 +154,6 @@ func Take(m api.Module, packed uint64, limit int64) ([]byte, error) {
 	ptr, n := uint32(packed), uint32(packed>>32)
 	if int64(n) > limit {
 		return nil, &Fault{job.KindLimit, fmt.Sprintf("reply of %d bytes is over the limit of %d (limits.output)", n, limit)}
-	}
-	if m.Memory() == nil {
-		return nil, &Fault{job.KindTrap, "guest has no memory"}
 	}
 	b, ok := m.Memory().Read(ptr, n)
 	if !ok {

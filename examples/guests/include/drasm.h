@@ -16,8 +16,8 @@ typedef unsigned long long u64;
 extern u8 __heap_base;
 static u8 *top = &__heap_base;
 
-// alloc takes from the end of memory; an instance runs one job, so nothing is ever given back.
-u8 *EXPORT(alloc)(u32 n) {
+// room takes from the end of memory; an instance runs one job, so nothing is ever given back.
+static u8 *room(u32 n) {
   u8 *p = top;
   u32 end = (u32)p + n + 15 & ~15u;
   u32 have = __builtin_wasm_memory_size(0) << 16;
@@ -27,6 +27,9 @@ u8 *EXPORT(alloc)(u32 n) {
   return p;
 }
 
+#ifndef DRASM_OWN_ALLOC
+u8 *EXPORT(alloc)(u32 n) { return room(n); }
+#endif
 void EXPORT(dealloc)(u8 *p, u32 n) {}
 
 static u64 pack(const u8 *p, u32 n) { return (u64)n << 32 | (u32)p; }
@@ -58,7 +61,7 @@ static struct text payload_of(const u8 *in, u32 n) {
   struct text out = {0, 0};
   const u8 *end = in + n, *p = find(in, n, LIT("payload"));
   if (!p || *p != '[') return out;
-  out.p = alloc(n);
+  out.p = room(n);
   u32 value = 0, digits = 0;
   for (p++; p < end; p++) {
     if (*p >= '0' && *p <= '9') {
@@ -76,7 +79,7 @@ static struct text payload_of(const u8 *in, u32 n) {
 
 // answer makes an envelope.
 static u64 answer(const char *type, u32 len, const u8 *payload, u32 n) {
-  u8 *out = alloc(len + 4 * n + 64), *p = out;
+  u8 *out = room(len + 4 * n + 64), *p = out;
   const char *s = "{\"type_name\":\"";
   while (*s) *p++ = *s++;
   for (u32 i = 0; i < len; i++) *p++ = type[i];

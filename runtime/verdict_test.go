@@ -1,0 +1,182 @@
+package runtime_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/examples/guests"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime"
+)
+
+// Each way for a guest to end badly has its kind and says what happened; the host and the module's next job are none the worse.
+// D-05, D-11, D-12.
+func TestVerdicts(t *testing.T) {
+	t.Parallel()
+	small := func(c *runtime.ModuleConfig) { c.Limits.Memory = 1 << 20 }
+	short := func(c *runtime.ModuleConfig) { c.Limits.Time = 100 * time.Millisecond }
+	long := func(c *runtime.ModuleConfig) { c.Limits.Time = time.Minute }
+	tests := []struct {
+		name, guest, in string
+		change          func(*runtime.ModuleConfig)
+		kind            job.Kind
+		texts           []string
+	}{
+		{name: "trap", guest: "trap", kind: job.KindTrap, texts: []string{`module "trap"`, "unreachable in handle"}},
+		{name: "endless loop", guest: "loop", change: short, kind: job.KindTimeout, texts: []string{"100ms", "deadline exceeded"}},
+		{name: "memory bomb", guest: "grow", change: small, kind: job.KindTrap, texts: []string{"unreachable", "1 MiB of 1 MiB of memory in use"}},
+		{name: "recursion", guest: "recurse", change: long, kind: job.KindTrap, texts: []string{"stack overflow"}},
+		{name: "pointer out of bounds", guest: "oob", kind: job.KindTrap, texts: []string{"pointer to output out of bounds", "2147483647 bytes at 4294967280"}},
+		{name: "exit 0", guest: "exit3", in: "0", kind: job.KindOK},
+		{name: "exit 3", guest: "exit3", kind: job.KindTrap, texts: []string{"exit code 3: leaving"}},
+		{name: "exit 65", guest: "exit3", in: "65", kind: job.KindFailed, texts: []string{"exit code 65: leaving"}},
+		{name: "exit 75", guest: "exit3", in: "75", kind: job.KindRetry, texts: []string{"exit code 75: leaving"}},
+		{name: "exit -1", guest: "exit3", in: "-1", kind: job.KindTrap, texts: []string{"exit code 4294967295"}},
+		{name: "handle returns 65", guest: "probe", in: record(20, 65), kind: job.KindFailed, texts: []string{"exit code 65"}},
+		{name: "handle returns 7", guest: "probe", in: record(20, 7), kind: job.KindTrap, texts: []string{"exit code 7"}},
+		{name: "fail", guest: "fail", in: "no such account", kind: job.KindFailed, texts: []string{`module "fail": no such account`}},
+		{name: "fail without words", guest: "fail", kind: job.KindFailed, texts: []string{"refused"}},
+		{name: "fail with control characters", guest: "fail", in: "a\r\nb\x00\xffc", kind: job.KindFailed, texts: []string{"a  b \uFFFDc"}},
+		{name: "retry", guest: "retry", kind: job.KindRetry, texts: []string{"not yet"}},
+		{name: "fail, then an exit code", guest: "probe", in: record(5, 0, 0) + record(20, 75), kind: job.KindFailed, texts: []string{"guest failed the job"}},
+		{name: "fail, then a trap", guest: "probe", in: record(5, 0, 0) + record(2, 1<<31, 1<<31), kind: job.KindFailed},
+		{name: "fail, then retry", guest: "probe", in: record(5, 0, 0) + record(6, 0, 0, 0, 9), kind: job.KindRetry, texts: []string{"guest asked for a retry"}},
+		{name: "drasm error", guest: "adder", in: `{"a": 1}`, kind: job.KindFailed, texts: []string{`bad payload: want {"a": number, "b": number}`}},
+		{name: "too much output", guest: "spill", kind: job.KindLimit, texts: []string{"limit of 1048576 bytes (limits.output)"}},
+		{name: "too much output at once", guest: "echo", in: strings.Repeat("x", 1<<20+1), kind: job.KindLimit, texts: []string{"limits.output"}},
+		{name: "too many headers", guest: "probe", in: manyHeaders(), kind: job.KindLimit, texts: []string{"result headers"}},
+	}
+	e, _ := open(t)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			m := load(t, e, tt.guest, func(c *runtime.ModuleConfig) {
+				if tt.change != nil {
+					tt.change(c)
+				}
+			})
+			for range 2 { // the second job finds no trace of the first
+				_, err := m.Run(t.Context(), newJob(tt.in))
+				wantKind(t, err, tt.kind, tt.texts...)
+			}
+		})
+	}
+}
+
+// manyHeaders tells the guest probe to set 65 headers. It finds their names in its own memory, where input_read puts the
+// end of the input.
+func manyHeaders() string {
+	const names = 1 << 15
+	var b strings.Builder
+	b.WriteString(record(1, names, 66*36, 72))
+	for i := range uint32(65) {
+		b.WriteString(record(4, names, 1+i, 0, 0))
+	}
+	return b.String() + strings.Repeat("n", 72)
+}
+
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := load(t, e, "retry", func(c *runtime.ModuleConfig) { c.Config = map[string]string{"after": "1500"} })
+	_, err := m.Run(t.Context(), newJob("2"))
+	wantKind(t, err, job.KindRetry, "not yet")
+	if got := job.RetryAfterOf(err); got != 1500*time.Millisecond {
+		t.Errorf("retry after %s, want 1.5s", got)
+	}
+	j := newJob("2")
+	j.Attempt = 2
+	if r, err := m.Run(t.Context(), j); err != nil || string(r.Body) != "at last" {
+		t.Errorf("second attempt: %v", err)
+	}
+}
+
+// A job that is broken off from outside has not failed, and one whose own time is up has.
+func TestStoppedFromOutside(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	for _, guest := range []string{"loop", "slow"} {
+		t.Run(guest, func(t *testing.T) {
+			t.Parallel()
+			m := load(t, e, guest)
+			t.Run("cancelled", func(t *testing.T) {
+				t.Parallel()
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(50*time.Millisecond, cancel)
+				_, err := m.Run(ctx, newJob("5000"))
+				wantKind(t, err, job.KindUnavailable, "broken off")
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("error %v does not wrap context.Canceled", err)
+				}
+			})
+			t.Run("cancelled before", func(t *testing.T) {
+				t.Parallel()
+				ctx, cancel := context.WithCancel(t.Context())
+				cancel()
+				_, err := m.Run(ctx, newJob("5000"))
+				wantKind(t, err, job.KindUnavailable)
+			})
+			t.Run("deadline", func(t *testing.T) {
+				t.Parallel()
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				_, err := m.Run(ctx, newJob("5000"))
+				wantKind(t, err, job.KindTimeout)
+			})
+			t.Run("job timeout", func(t *testing.T) {
+				t.Parallel()
+				j := newJob("5000")
+				j.Timeout = 50 * time.Millisecond
+				_, err := m.Run(t.Context(), j)
+				wantKind(t, err, job.KindTimeout, "50ms")
+			})
+		})
+	}
+}
+
+// A job's own timeout never widens the module's limit.
+func TestJobTimeoutOnlyTightens(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := load(t, e, "loop", func(c *runtime.ModuleConfig) { c.Limits.Time = 60 * time.Millisecond })
+	j := newJob("")
+	j.Timeout = time.Hour
+	_, err := m.Run(t.Context(), j)
+	wantKind(t, err, job.KindTimeout, "60ms")
+}
+
+// An hour of sleep passes at once under synctest, and a guest's sleep ends with its time limit.
+func TestSleep(t *testing.T) {
+	t.Parallel()
+	wasm := guests.Bytes("slow")
+	synctest.Test(t, func(t *testing.T) {
+		e, err := runtime.New(runtime.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		limits := runtime.DefaultLimits()
+		limits.Time = 2 * time.Hour
+		m, err := e.Load(t.Context(), runtime.ModuleConfig{Name: "slow", Wasm: wasm, Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		r, err := m.Run(t.Context(), newJob("3600000"))
+		if err != nil || string(r.Body) != "3600000" || time.Since(start) < time.Hour {
+			t.Errorf("slept %s: %v", time.Since(start), err)
+		}
+		start = time.Now()
+		_, err = m.Run(t.Context(), newJob("36000000"))
+		wantKind(t, err, job.KindTimeout, "2h")
+		if d := time.Since(start); d < 2*time.Hour || d > 2*time.Hour+time.Minute {
+			t.Errorf("stopped after %s, want 2h", d)
+		}
+		if err := e.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
