@@ -84,11 +84,11 @@ func Embed(cfg EmbedConfig) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded NATS server: %w", err), lock.release())
 	}
-	log := &serverLog{log: cfg.Log.With("part", "nats-server")}
+	log := &serverLog{log: cfg.Log.With("part", "nats-server"), lock: lock}
 	s.SetLoggerV2(log, false, false, false)
 	s.Start()
 	e := &Server{cfg: cfg, s: s, lock: lock, done: make(chan struct{})}
-	if !s.ReadyForConnections(embedTimeout) || !s.JetStreamEnabled() {
+	if !log.ready(s) || !s.JetStreamEnabled() {
 		err := fmt.Errorf("embedded NATS server: not ready: %s", log.last())
 		ctx, cancel := context.WithTimeout(context.Background(), embedTimeout)
 		defer cancel()
@@ -161,10 +161,28 @@ func (e *Server) Shutdown(ctx context.Context) error {
 
 // serverLog hands the server's log to slog.
 type serverLog struct {
-	log *slog.Logger
+	log  *slog.Logger
+	lock *dirLock // unused: as long as the server lives, the file must not be collected, which would unlock it
 
 	mu      sync.Mutex
 	trouble string
+	fatal   bool
+}
+
+// ready waits until the server takes connections or has given up, which it says in its log alone.
+func (l *serverLog) ready(s *server.Server) bool {
+	for end := time.Now().Add(embedTimeout); time.Now().Before(end); {
+		if s.ReadyForConnections(50 * time.Millisecond) {
+			return true
+		}
+		l.mu.Lock()
+		fatal := l.fatal
+		l.mu.Unlock()
+		if fatal {
+			return false
+		}
+	}
+	return false
 }
 
 func (l *serverLog) keep(format string, v []any) string {
@@ -188,6 +206,11 @@ func (l *serverLog) last() string {
 func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l *serverLog) Warnf(format string, v ...any)   { l.log.Warn(l.keep(format, v)) }
 func (l *serverLog) Errorf(format string, v ...any)  { l.log.Error(l.keep(format, v)) }
-func (l *serverLog) Fatalf(format string, v ...any)  { l.log.Error(l.keep(format, v)) }
-func (l *serverLog) Debugf(string, ...any)           {}
-func (l *serverLog) Tracef(string, ...any)           {}
+func (l *serverLog) Fatalf(format string, v ...any) {
+	l.log.Error(l.keep(format, v))
+	l.mu.Lock()
+	l.fatal = true
+	l.mu.Unlock()
+}
+func (l *serverLog) Debugf(string, ...any) {}
+func (l *serverLog) Tracef(string, ...any) {}

@@ -3,6 +3,7 @@ package jetstream
 import (
 	"context"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
@@ -12,7 +13,12 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // within is how long a test waits for what must come; a busy machine is slow.
 const within = 30 * time.Second
