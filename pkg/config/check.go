@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// maxEntries is the most modules and the most routes; each is a runtime or a consumer of its own.
+const maxEntries = 1000
+
 // complete derives what was left out and reports everything that is wrong.
 func (r *report) complete(c *Config) {
 	r.rules(reflect.ValueOf(c).Elem(), "")
@@ -21,11 +24,19 @@ func (r *report) complete(c *Config) {
 	r.nats(&c.NATS)
 	r.redis(&c.Redis)
 	r.kafka(&c.Kafka)
+	r.admin(&c.Admin, c.Embedded.Listen)
+	if len(c.Modules) > maxEntries {
+		r.failf("modules", "%d modules are too many; the most is %d", len(c.Modules), maxEntries)
+		return
+	}
+	if len(c.Routes) > maxEntries {
+		r.failf("routes", "%d routes are too many; the most is %d", len(c.Routes), maxEntries)
+		return
+	}
 	for _, name := range sortedKeys(c.Modules) {
 		r.module(name, c.Modules[name])
 	}
 	r.routes(c)
-	r.admin(&c.Admin, c.Embedded.Listen)
 }
 
 // rules holds every field to the enum, min and max of its tag.
@@ -75,7 +86,7 @@ func (r *report) enum(s string, values, later []string, path string) {
 	case slices.Contains(later, s):
 		r.failf(path, "%q is not supported yet; use %s", s, strings.Join(values, " or "))
 	default:
-		r.failf(path, "unknown value %q%s", s, suggest(s, values, "use one of "))
+		r.failf(path, "unknown value %q%s", s, r.suggest(s, values, "use one of "))
 	}
 }
 

@@ -102,14 +102,15 @@ type RedisConfig struct {
 
 // KafkaConfig is a Kafka cluster.
 type KafkaConfig struct {
-	Brokers         []string      `yaml:"brokers" addrs:"yes"`
-	Group           string        `yaml:"group"`                                          // consumer group; sidecars of one group share the work
-	ClientID        string        `yaml:"client_id"`                                      // as the broker's logs and quotas name it
-	Protocol        string        `yaml:"protocol" enum:"classic|consumer" later:"share"` // group protocol; consumer is KIP-848, Kafka 4.0 and newer
-	SessionTimeout  time.Duration `yaml:"session_timeout" max:"30m"`                      // classic: silence after which a member's partitions move on; consumer: 0, for the broker sets it
-	CommitInterval  time.Duration `yaml:"commit_interval" min:"10ms" max:"1m"`            // between commits of what is settled
-	Linger          time.Duration `yaml:"linger" min:"0s" max:"10s"`                      // how long a record waits for others to share its batch
-	DeliveryTimeout time.Duration `yaml:"delivery_timeout" min:"1s" max:"1h"`             // after which a record that is not taken has failed
+	Brokers  []string `yaml:"brokers" addrs:"yes"`
+	Group    string   `yaml:"group"`                                          // consumer group; sidecars of one group share the work
+	ClientID string   `yaml:"client_id"`                                      // as the broker's logs and quotas name it
+	Protocol string   `yaml:"protocol" enum:"classic|consumer" later:"share"` // group protocol; consumer is KIP-848, Kafka 4.0 and newer
+	// SessionTimeout is the silence after which a member's partitions move on; 0 with protocol consumer, where the broker sets it.
+	SessionTimeout  time.Duration `yaml:"session_timeout" max:"30m"`
+	CommitInterval  time.Duration `yaml:"commit_interval" min:"10ms" max:"1m"` // between commits of what is settled
+	Linger          time.Duration `yaml:"linger" min:"0s" max:"10s"`           // how long a record waits for others to share its batch
+	DeliveryTimeout time.Duration `yaml:"delivery_timeout" min:"1s" max:"1h"`  // after which a record that is not taken has failed
 	Compression     string        `yaml:"compression" enum:"none|gzip|snappy|lz4|zstd"`
 	Create          bool          `yaml:"create"`                           // make topics that are missing
 	Partitions      int           `yaml:"partitions" min:"1" max:"100000"`  // of topics that are made
@@ -241,7 +242,7 @@ type Log struct {
 
 // Drain is the end of the sidecar.
 type Drain struct {
-	Timeout time.Duration `yaml:"timeout" min:"0s" max:"24h"` // what running jobs get to finish
+	Timeout time.Duration `yaml:"timeout" min:"1ms" max:"24h"` // what running jobs get to finish
 }
 
 // Cache is where compiled modules are kept.
@@ -286,7 +287,7 @@ func DefaultModule() *Module {
 		Config: map[string]string{}, ABI: "auto", Engine: "compiler",
 		Limits: Limits{
 			Memory: 64 << 20, Time: 10 * time.Second, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
-			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 5 * time.Second,
+			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second,
 		},
 		Allow: Allow{HTTP: []string{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},
 	}

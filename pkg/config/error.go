@@ -76,6 +76,9 @@ func (r *report) failf(path, format string, args ...any) {
 	r.at(r.places[at], text)
 }
 
+// maxMistakes is how many mistakes are told apart; a file with more of them is none of ours.
+const maxMistakes = 100
+
 // maxText is the longest text of a mistake in bytes; what it quotes may be as long as the file.
 const maxText = 400
 
@@ -95,7 +98,19 @@ func (r *report) err() error {
 	slices.SortStableFunc(r.mistakes, func(a, b Mistake) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
 	})
-	return &Error{Mistakes: slices.Compact(r.mistakes)}
+	all := slices.Compact(r.mistakes)
+	if more := len(all) - maxMistakes; more > 0 {
+		all = append(all[:maxMistakes], Mistake{File: r.file, Text: fmt.Sprintf("and %d more mistakes", more)})
+	}
+	return &Error{Mistakes: all}
+}
+
+// suggest is the function below for as long as it is worth the work.
+func (r *report) suggest(word string, candidates []string, intro string) string {
+	if len(r.mistakes) > maxMistakes {
+		return ""
+	}
+	return suggest(word, candidates, intro)
 }
 
 // suggest returns the candidate nearest to word as "; did you mean …?", or, where none is near, all of them after intro.

@@ -102,7 +102,7 @@ func (r *report) syntax(err error, data []byte) {
 	} else {
 		text = "not valid YAML: " + text
 	}
-	n := firstBadLine(data)
+	n := badLine(data)
 	line := strings.TrimRight(strings.Split(string(data), "\n")[n-1], "\r")
 	indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
 	if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
@@ -117,27 +117,35 @@ var (
 	unknownAnchor = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
 )
 
-// firstBadLine returns the number of the line behind the longest run of lines from the beginning that can be parsed. It gives
-// up on files so long that the search would be noticed.
-func firstBadLine(data []byte) int {
-	n, budget := bytes.Count(data, []byte("\n"))+1, 8<<20
-	for end := len(data); ; n-- {
+// badLine returns the number of the line that follows the longest run of lines, from the beginning, that can be parsed. It
+// begins where the parser stopped and gives up, with line 1, before the search is noticed.
+func badLine(data []byte) int {
+	_, end := parses(data)
+	if i := bytes.IndexByte(data[end:], '\n'); i >= 0 {
+		end += i
+	} else {
+		end = len(data)
+	}
+	n := bytes.Count(data[:end], []byte("\n")) + 1
+	for budget := 1 << 20; ; n-- {
 		end = bytes.LastIndexByte(data[:end], '\n')
 		if budget -= end; end < 0 || budget < 0 {
 			return 1
 		}
-		if parses(data[:end+1]) {
+		if ok, _ := parses(data[:end+1]); ok {
 			return n
 		}
 	}
 }
 
-func parses(data []byte) bool {
-	dec := yaml.NewDecoder(bytes.NewReader(data))
+// parses says whether data is YAML, and how much of it was looked at.
+func parses(data []byte) (ok bool, read int) {
+	r := bytes.NewReader(data)
+	dec := yaml.NewDecoder(r)
 	for {
 		var n yaml.Node
 		if err := dec.Decode(&n); err != nil {
-			return errors.Is(err, io.EOF)
+			return errors.Is(err, io.EOF), len(data) - r.Len()
 		}
 	}
 }

@@ -86,7 +86,7 @@ func (r *report) from(c *Config, rt *Route, path string) {
 		return
 	}
 	wild := wildcards(rt.From)
-	if wild && c.Transport != NATS && c.Transport != Embedded {
+	if wild && c.Transport != NATS && c.Transport != Embedded && !r.wrong["transport"] {
 		r.failf(path+".from", "%q has wildcards, which work on nats and embedded only; name one subject", rt.From)
 		return
 	}
@@ -149,7 +149,7 @@ func (r *report) template(c *Config, rt *Route, path string) {
 		if _, ok := c.Modules[rt.Module]; !ok && len(c.Modules) == 0 {
 			r.failf(path, "there is no module %q, for there are no modules; add it under modules", rt.Module)
 		} else if !ok {
-			r.failf(path, "there is no module %q%s", rt.Module, suggest(rt.Module, sortedKeys(c.Modules), "there are "))
+			r.failf(path, "there is no module %q%s", rt.Module, r.suggest(rt.Module, sortedKeys(c.Modules), "there are "))
 		}
 		return
 	}

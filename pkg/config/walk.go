@@ -11,7 +11,7 @@ import (
 )
 
 // maxNodes bounds what is read from one file, aliases counted as often as they are used.
-const maxNodes = 100_000
+const maxNodes = 50_000
 
 // walker reads YAML nodes into the Go types beside them.
 type walker struct {
@@ -71,19 +71,18 @@ func fresh(t reflect.Type) reflect.Value {
 // object reads a mapping whose keys are the fields of a struct.
 func (w *walker) object(n *yaml.Node, v reflect.Value, path string) {
 	s := schemaOf(v.Type())
-	if s.off >= 0 && n.Kind == yaml.ScalarNode && n.Value == "off" {
-		v.Field(s.off).SetBool(true)
+	switch {
+	case isNull(n):
 		return
-	}
-	if isNull(n) {
-		return
-	}
-	if n.Kind != yaml.MappingNode {
-		hint := ""
-		if s.off >= 0 {
-			hint = "; the only one it may be is off"
+	case n.Kind == yaml.ScalarNode && s.off >= 0:
+		if text, ok := w.scalar(n, path); ok && text == "off" {
+			v.Field(s.off).SetBool(true)
+		} else if ok {
+			w.failf(path, "want off or a mapping of keys to values")
 		}
-		w.failf(path, "want a mapping of keys to values, found %s%s", describe(n), hint)
+		return
+	case n.Kind != yaml.MappingNode:
+		w.failf(path, "want a mapping of keys to values, found %s", describe(n))
 		return
 	}
 	names := map[int]string{}
@@ -108,7 +107,7 @@ func (w *walker) unknown(key *yaml.Node, s schema) {
 		w.node(key, "%q is %s", key.Value, why)
 		return
 	}
-	w.node(key, "unknown key %q%s", key.Value, suggest(key.Value, s.keys, "known here: "))
+	w.node(key, "unknown key %q%s", key.Value, w.suggest(key.Value, s.keys, "known here: "))
 }
 
 // table reads a mapping whose keys are free.
