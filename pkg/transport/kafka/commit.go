@@ -133,6 +133,8 @@ func (s *source) onAdjust(ctx context.Context, offsets map[string]map[int32]kgo.
 			if p.next != c.offset {
 				parts[num] = kgo.NewOffset().At(p.next)
 			}
+			s.t.log.Debug("partition assigned", "topic", topic, "partition", num, "topic_id", name,
+				"committed", c.offset, "from", p.next, "first", start.Offset, "end", end.Offset)
 			if old := s.parts[tp]; old != nil {
 				s.remove(old)
 				old.kill()

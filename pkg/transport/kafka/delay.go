@@ -55,10 +55,11 @@ func (t *Transport) delayTopics() []string {
 // delayGroup is the consumer group of the delay topics.
 func (t *Transport) delayGroup() string { return t.cfg.Group + ".delay" }
 
-// delayConfig is that of delay topics, whatever the cluster's defaults are: nothing compacted away, a week of outage survived.
-func delayConfig() map[string]*string {
-	policy, retention, stamp := "delete", strconv.Itoa(7*24*3600*1000), "CreateTime"
-	return map[string]*string{"cleanup.policy": &policy, "retention.ms": &retention, "message.timestamp.type": &stamp}
+// delayConfig is that of delay topics, whatever the cluster's defaults are: nothing compacted away, a week of outage survived,
+// room for all that may be written.
+func (t *Transport) delayConfig() map[string]*string {
+	policy, retention, stamp, size := "delete", strconv.Itoa(7*24*3600*1000), "CreateTime", strconv.Itoa(t.cfg.MaxMessageBytes)
+	return map[string]*string{"cleanup.policy": &policy, "retention.ms": &retention, "message.timestamp.type": &stamp, "max.message.bytes": &size}
 }
 
 // delayed makes the record that waits for a message. Its wait is at least a second.

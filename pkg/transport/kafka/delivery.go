@@ -47,20 +47,22 @@ func (d *delivery) Dead(_ string) { d.settle(true) }
 // Release lets the source present the message again at once; if it closes first, the message stays uncommitted.
 func (d *delivery) Release() { d.later(0, nil) }
 
-// Retry moves the message to a delay topic. Below a second, and without delay topics, it waits in the source.
+// Retry moves the message to a delay topic. Below a second, without delay topics, and where what was added to the message makes
+// it too large to be written again, it waits in the source instead.
 func (d *delivery) Retry(ctx context.Context, after time.Duration, moved *transport.Message) error {
 	t := d.p.src.t
 	if d.Lost() {
 		return nil // its new owner delivers it
 	}
-	if after < shortest || !t.cfg.Delays {
-		d.later(after, moved)
-		return nil
-	}
 	if moved == nil {
 		moved = &d.msg
 	}
 	until := time.Now().Add(after)
+	limit := min(t.messageLimit(d.p.topic), t.messageLimit(tierTopic(t.cfg.DelayPrefix, tier(after))))
+	if after < shortest || !t.cfg.Delays || moved.Size() > limit {
+		d.later(after, moved)
+		return nil
+	}
 	if err := t.pub.produce(ctx, []*kgo.Record{t.delayed(moved, d.p.topic, until)}); err != nil {
 		return fmt.Errorf("kafka: delay %s by %v: %w", d.Position(), after, err)
 	}

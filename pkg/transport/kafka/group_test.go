@@ -253,7 +253,7 @@ func TestTopicRecreated(t *testing.T) {
 				d.Ack()
 			}
 			await(t, "commit", func() bool { o, _ := offset(t, tr, topic); return o == 15 })
-			recreate(t, tr, topic)
+			recreate(t, tr.adm, topic)
 			publish(t, tr, topic, "new0", "new1", "new2")
 			began := time.Now()
 			for i, d := range fetch(t, s, 3) {
@@ -291,7 +291,7 @@ func TestTopicRecreatedWhileAway(t *testing.T) {
 	}
 	closeSource(t, s)
 	_, meta := offset(t, tr, topic)
-	recreate(t, tr, topic)
+	recreate(t, tr.adm, topic)
 	publish(t, tr, topic, numbered(8)...)
 	var os kadm.Offsets // as if the broker had not dropped it yet
 	os.Add(kadm.Offset{Topic: topic, At: 5, LeaderEpoch: -1, Metadata: meta})
@@ -307,15 +307,25 @@ func TestTopicRecreatedWhileAway(t *testing.T) {
 	}
 }
 
-func recreate(t testing.TB, tr *Transport, topic string) {
+// recreate deletes a topic and makes it again, and waits until the brokers know.
+func recreate(t testing.TB, adm *kadm.Client, topic string) {
 	t.Helper()
-	if _, err := tr.adm.DeleteTopic(t.Context(), topic); err != nil {
+	id := func() kadm.TopicID {
+		details, err := adm.ListTopics(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return details[topic].ID
+	}
+	old := id()
+	if _, err := adm.DeleteTopic(t.Context(), topic); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "making the topic again", func() bool {
-		_, err := tr.adm.CreateTopic(t.Context(), 1, 1, nil, topic)
+		_, err := adm.CreateTopic(t.Context(), 1, 1, nil, topic)
 		return err == nil
 	})
+	await(t, "knowing the new topic", func() bool { now := id(); return now != old && now != kadm.TopicID{} })
 }
 
 // Records in a partition that was added are found, from its beginning.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,24 +15,20 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
 // patience bounds every wait for something that must happen.
 const patience = 60 * time.Second
 
-var serial atomic.Int64 // makes names unique within the process
-
 // unique names a topic or group that nobody has used.
-func unique(t testing.TB) string {
-	name := strings.NewReplacer("/", "-", "#", "-", "=", "-", ",", "-").Replace(t.Name())
-	return fmt.Sprintf("%.60s-%x-%d", name, time.Now().UnixNano(), serial.Add(1))
-}
+func unique(t testing.TB) string { return services.UniqueName(t) }
 
-// real returns the address of a real broker's plain listener.
+// real returns the address of the plain listener of the shared broker.
 func real(t testing.TB) []string {
 	t.Helper()
-	return []string{os.Getenv("KROOM")}
+	return []string{services.Kafka(t)}
 }
 
 // fake starts a broker within the process.

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -121,7 +122,10 @@ func (c *Config) complete() error {
 	if c.MaxSpan <= 0 {
 		c.MaxSpan = defaultSpan
 	}
-	if c.MaxMessageBytes <= 0 {
+	if codec(c.Compression) == nil {
+		return fmt.Errorf("unknown compression %q: use none, gzip, snappy, lz4 or zstd", c.Compression)
+	}
+	if c.MaxMessageBytes == 0 {
 		c.MaxMessageBytes = defaultMaxBytes
 	}
 	if c.MaxMessageBytes < 4*overhead || c.MaxMessageBytes > 64<<20 {
@@ -202,6 +206,8 @@ func (t *Transport) client(h *health, more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.MetadataMaxAge(15 * time.Second),
 		kgo.DialTimeout(5 * time.Second),
+		// By default it grows to 2.5 s, which is too long after an outage, and where a topic was made again.
+		kgo.RetryBackoffFn(backoff),
 		kgo.DisableClientMetrics(),
 		kgo.WithHooks(h),
 		kgo.WithLogger(clientLog{c.Log}),
@@ -220,6 +226,12 @@ func (t *Transport) client(h *health, more ...kgo.Opt) (*kgo.Client, error) {
 		return nil, fmt.Errorf("kafka: make a client: %w", err)
 	}
 	return cl, nil
+}
+
+// backoff is how long the client waits before its nth try: 100 ms, doubled up to a second, less up to a fifth by chance.
+func backoff(n int) time.Duration {
+	d := min(100*time.Millisecond<<min(max(n-1, 0), 8), time.Second)
+	return d - rand.N(d/5)
 }
 
 // Name is "kafka".

@@ -50,7 +50,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 		return err
 	}
 	late := slices.DeleteFunc(slices.Clone(missing), func(topic string) bool { return !isDelay(topic) })
-	if err := t.createTopics(ctx, late, delayPartitions, delayConfig()); err != nil {
+	if err := t.createTopics(ctx, late, delayPartitions, t.delayConfig()); err != nil {
 		return err
 	}
 	return t.findLimits(ctx, s, delays)
@@ -152,9 +152,10 @@ func led(details kadm.TopicDetails, topics []string) bool {
 	return true
 }
 
-// findLimits asks each topic that is written to for its largest batch. A broker that will not tell leaves the configured one.
+// findLimits asks each topic for its largest batch: sinks are written to, and so are sources, by retries and by routes that are
+// chained. A broker that will not tell leaves the configured one.
 func (t *Transport) findLimits(ctx context.Context, s transport.Subjects, delays []string) error {
-	written := slices.Concat(s.Sinks, delays)
+	written := slices.Concat(s.Sources, s.Sinks, delays)
 	if len(written) == 0 {
 		return nil
 	}
@@ -174,7 +175,9 @@ func (t *Transport) findLimits(ctx context.Context, s transport.Subjects, delays
 			}
 			if n, err := strconv.Atoi(kv.MaybeValue()); err == nil && n > 0 {
 				t.limits.Store(c.Name, int32(min(n, t.cfg.MaxMessageBytes)))
-				least = min(least, n)
+				if slices.Contains(s.Sinks, c.Name) {
+					least = min(least, n)
+				}
 			}
 		}
 	}

@@ -28,18 +28,32 @@ const (
 // producerOpts are those of the transport's own client.
 func (t *Transport) producerOpts() []kgo.Opt {
 	c := &t.cfg
-	codec := map[string]kgo.CompressionCodec{
-		"gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
-	}[c.Compression]
 	return []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()), // idempotent by default
 		kgo.ProducerLinger(c.Linger),
 		kgo.RecordDeliveryTimeout(c.DeliveryTimeout),
-		kgo.ProducerBatchCompression(codec),
+		kgo.ProducerBatchCompression(codec(c.Compression)...),
 		kgo.ProducerBatchMaxBytesFn(t.batchLimit),
 		kgo.MaxBufferedRecords(maxBuffered),
 		kgo.MaxBufferedBytes(maxBufferedBytes),
 	}
+}
+
+// codec is nil for an unknown compression.
+func codec(compression string) []kgo.CompressionCodec {
+	switch compression {
+	case "", "none":
+		return []kgo.CompressionCodec{kgo.NoCompression()}
+	case "gzip":
+		return []kgo.CompressionCodec{kgo.GzipCompression()}
+	case "snappy":
+		return []kgo.CompressionCodec{kgo.SnappyCompression()}
+	case "lz4":
+		return []kgo.CompressionCodec{kgo.Lz4Compression()}
+	case "zstd":
+		return []kgo.CompressionCodec{kgo.ZstdCompression()}
+	}
+	return nil
 }
 
 // batchLimit is the largest record batch of a topic.
@@ -50,6 +64,9 @@ func (t *Transport) batchLimit(topic string) int32 {
 	}
 	return limit
 }
+
+// messageLimit is the largest Message.Size that a topic takes.
+func (t *Transport) messageLimit(topic string) int { return int(t.batchLimit(topic)) - overhead }
 
 // publisher writes with one idempotent producer. Records of concurrent calls share batches.
 type publisher struct {
@@ -78,6 +95,10 @@ func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error
 	for i, m := range ms {
 		if err := checkTopic(m.Subject); err != nil {
 			return err
+		}
+		if limit := p.t.messageLimit(m.Subject); m.Size() > limit {
+			return fmt.Errorf("kafka: publish %d bytes to %s: %d are taken; raise the topic's max.message.bytes or make the message smaller: %w",
+				m.Size(), m.Subject, limit, transport.ErrTooLarge)
 		}
 		rs[i] = record(m, m.Subject, 0)
 	}

@@ -1,0 +1,71 @@
+package kafka
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport/transporttest"
+)
+
+// TestSuite runs the suite that every transport passes, with each group protocol.
+func TestSuite(t *testing.T) {
+	for _, protocol := range []string{"classic", "consumer"} {
+		t.Run(protocol, func(t *testing.T) { runSuite(t, protocol) })
+	}
+}
+
+func runSuite(t *testing.T, protocol string) {
+	brokers := real(t)
+	cfg := func(t testing.TB) Config {
+		c := config(t, brokers)
+		c.Protocol, c.Delays = protocol, true
+		return c
+	}
+	run := unique(t)
+	group := func(t testing.TB) string { // the transports of one case share a group
+		return fmt.Sprintf("%s-%x", run, sha256.Sum256([]byte(t.Name())))
+	}
+	transporttest.Run(t, transporttest.Harness{
+		Watermark: true,
+		Open: func(t testing.TB) transport.Transport {
+			c := cfg(t)
+			c.Group = group(t)
+			tr, err := Open(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tr
+		},
+		OpenCuttable: func(t testing.TB) (transport.Transport, func(time.Duration)) {
+			net := newCut()
+			c := cfg(t)
+			c.Group = group(t)
+			c.Dial = net.dial
+			tr, err := Open(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tr, func(d time.Duration) {
+				net.cut()
+				time.Sleep(d)
+				net.mend()
+			}
+		},
+		NewSubject: func(t testing.TB) string { return unique(t) },
+		RawPublish: func(t testing.TB, subject string, body []byte) {
+			cl, _ := admin(t, brokers)
+			if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: subject, Value: body}).FirstErr(); err != nil {
+				t.Fatalf("produce: %v", err)
+			}
+		},
+		RecreateSubject: func(t testing.TB, subject string) {
+			_, adm := admin(t, brokers)
+			recreate(t, adm, subject)
+		},
+	})
+}
