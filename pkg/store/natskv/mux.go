@@ -1,0 +1,221 @@
+package natskv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+)
+
+// requestTimeout bounds a request whose caller set no bound.
+const requestTimeout = 10 * time.Second
+
+var errDisconnected = errors.New("connection lost before the reply")
+
+// mux carries all requests of a store over one subscription, as many at once as come: replies find their way by the last token
+// of their subject.
+type mux struct {
+	nc     *nats.Conn
+	prefix string
+	sub    *nats.Subscription
+	status chan nats.Status
+	epoch  atomic.Int64 // grows whenever the connection was lost
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	next    uint64
+	waiting map[string]*exchange
+	closed  bool
+}
+
+// exchange is a request that waits for its replies.
+type exchange struct {
+	more    func(*nats.Msg) bool // whether another reply follows; nil: never
+	replies []*nats.Msg
+	done    chan error
+}
+
+func newMux(nc *nats.Conn) (*mux, error) {
+	m := &mux{nc: nc, prefix: nc.NewInbox() + ".", waiting: make(map[string]*exchange)}
+	sub, err := nc.Subscribe(m.prefix+"*", m.reply)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to replies: %w", err)
+	}
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return nil, fmt.Errorf("subscribe to replies: %w", err)
+	}
+	m.sub = sub
+	m.status = nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED)
+	m.wg.Go(func() {
+		for range m.status {
+			m.epoch.Add(1)
+			m.failAll(errDisconnected)
+		}
+	})
+	return m, nil
+}
+
+func (m *mux) close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.failAll(store.ErrClosed)
+	_ = m.sub.Unsubscribe() // fails only if the connection is closed
+	m.nc.RemoveStatusListener(m.status)
+	m.wg.Wait()
+}
+
+func (m *mux) failAll(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, x := range m.waiting {
+		delete(m.waiting, id)
+		x.done <- err
+	}
+}
+
+// request publishes msgs in order, the last one with a reply subject, and returns its replies: one, or as many as more says.
+func (m *mux) request(ctx context.Context, more func(*nats.Msg) bool, msgs ...*nats.Msg) ([]*nats.Msg, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	x := &exchange{more: more, done: make(chan error, 1)}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil, store.ErrClosed
+	}
+	m.next++
+	id := strconv.FormatUint(m.next, 36)
+	m.waiting[id] = x
+	m.mu.Unlock()
+	msgs[len(msgs)-1].Reply = m.prefix + id
+	for _, msg := range msgs {
+		if err := m.nc.PublishMsg(msg); err != nil {
+			m.forget(id)
+			return nil, err
+		}
+	}
+	timer := time.NewTimer(requestTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-x.done:
+		return x.replies, err
+	case <-ctx.Done():
+		m.forget(id)
+		return nil, ctx.Err()
+	case <-timer.C:
+		m.forget(id)
+		return nil, fmt.Errorf("no reply from %s within %v: is the user allowed to use it?", msgs[len(msgs)-1].Subject, requestTimeout)
+	}
+}
+
+func (m *mux) forget(id string) {
+	m.mu.Lock()
+	delete(m.waiting, id)
+	m.mu.Unlock()
+}
+
+func (m *mux) reply(msg *nats.Msg) {
+	id := msg.Subject[strings.LastIndexByte(msg.Subject, '.')+1:]
+	m.mu.Lock()
+	x := m.waiting[id]
+	if x == nil {
+		m.mu.Unlock()
+		return
+	}
+	x.replies = append(x.replies, msg)
+	if x.more != nil && x.more(msg) {
+		m.mu.Unlock()
+		return
+	}
+	delete(m.waiting, id)
+	m.mu.Unlock()
+	x.done <- nil
+}
+
+// status returns the status of a reply that has no body, or "".
+func status(m *nats.Msg) string {
+	if len(m.Data) > 0 || m.Header == nil {
+		return ""
+	}
+	return m.Header.Get("Status")
+}
+
+// Error codes of the server, of which nats.go names only some.
+const (
+	codeAccountLimit    = 10002
+	codeNoResources     = 10023
+	codeNoStorage       = 10047
+	codeTooLarge        = 10054
+	codeWrongLast       = 10071
+	codeStoreFailed     = 10077
+	codeWrongLastInWork = 10164
+	codeBatchIncomplete = 10176
+	codeBatchesTooMany  = 10210
+)
+
+// apiError is an error as the server reports it.
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+func (e *apiError) Error() string { return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode) }
+
+// Unwrap says what the error means in the terms of package store.
+func (e *apiError) Unwrap() error {
+	switch {
+	case e.ErrCode == codeTooLarge:
+		return store.ErrTooLarge
+	case e.ErrCode == codeAccountLimit, e.ErrCode == codeNoResources, e.ErrCode == codeNoStorage,
+		e.ErrCode == codeStoreFailed && strings.Contains(e.Description, "maximum"):
+		return store.ErrFull
+	}
+	return nil
+}
+
+// conflict says whether a condition did not hold.
+func (e *apiError) conflict() bool {
+	return e.ErrCode == codeWrongLast || e.ErrCode == codeWrongLastInWork
+}
+
+// busy says whether the server was asked for too many batches at once; nothing was written.
+func (e *apiError) busy() bool {
+	return e.ErrCode == codeBatchesTooMany || e.ErrCode == codeBatchIncomplete
+}
+
+// pubAck is the reply to a publication.
+type pubAck struct {
+	Seq   int64     `json:"seq"`
+	Error *apiError `json:"error"`
+}
+
+// publish writes msgs and returns the sequence of the last one.
+func (m *mux) publish(ctx context.Context, msgs ...*nats.Msg) (int64, error) {
+	replies, err := m.request(ctx, nil, msgs...)
+	if err != nil {
+		return 0, err
+	}
+	if status(replies[0]) == "503" {
+		return 0, nats.ErrNoResponders
+	}
+	var ack pubAck
+	if err := json.Unmarshal(replies[0].Data, &ack); err != nil {
+		return 0, fmt.Errorf("acknowledgement %q: %w", replies[0].Data, err)
+	}
+	if ack.Error != nil {
+		return 0, ack.Error
+	}
+	return ack.Seq, nil
+}
