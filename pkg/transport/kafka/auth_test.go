@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,6 +162,12 @@ func TestTokens(t *testing.T) {
 			})
 			cfg := config(t, brokers)
 			cfg.SASL = c.sasl
+			if c.sasl.Mechanism == "AWS_MSK_IAM" { // the region is in the broker's name
+				cfg.Brokers = []string{"b-1.test.kafka.eu-west-1.amazonaws.com:9098"}
+				cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, network, brokers[0])
+				}
+			}
 			tr := open(t, cfg)
 			if err := tr.Ping(t.Context()); err != nil {
 				t.Fatalf("ping: %v", err)

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync/atomic"
@@ -44,7 +45,7 @@ func checkTopic(subject string) error {
 // that need the operator.
 func (t *Transport) describe(doing string, err error) error {
 	var firstRead *kgo.ErrFirstReadEOF
-	var alert tls.AlertError
+	var remote *net.OpError
 	var unknownCA x509.UnknownAuthorityError
 	var verify *tls.CertificateVerificationError
 	var header tls.RecordHeaderError
@@ -58,11 +59,11 @@ func (t *Transport) describe(doing string, err error) error {
 		remedy = "the broker refused the login " + t.cfg.SASL.who() + "; check sasl.mechanism and its credentials"
 	case errors.As(err, &unknownCA), errors.As(err, &verify):
 		remedy = "the broker's certificate is not trusted; set tls.ca and tls.server_name"
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert
 		remedy = "the broker refused the TLS handshake; set tls.cert and tls.key if it asks for a client certificate"
 	case errors.As(err, &header):
 		remedy = "the broker does not speak TLS on this port; remove tls or use another port"
-	case errors.As(err, &firstRead):
+	case errors.As(err, &firstRead), errors.Is(err, io.EOF):
 		// The broker may as well have been restarted: not the operator's fault for certain.
 		return fmt.Errorf("kafka: %s: the broker closed the connection that was opened %s; if it keeps doing so, check sasl and tls: %w", doing, t.cfg.SASL.who(), err)
 	case errors.Is(err, kerr.GroupAuthorizationFailed):
@@ -77,7 +78,7 @@ func (t *Transport) describe(doing string, err error) error {
 	return fmt.Errorf("kafka: %s: %s: %w: %w", doing, remedy, transport.ErrRejected, err)
 }
 
-// health hears of every connection that a client opens, so that a source can say that its broker is away: the client itself
+// health hears of the connections that a client opens and uses, so that a source can say that its broker is away: the client itself
 // tries again silently.
 type health struct {
 	t    *Transport
@@ -87,14 +88,24 @@ type health struct {
 
 // OnBrokerConnect implements kgo.HookBrokerConnect.
 func (h *health) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
-	if err == nil || h.fail == nil || errors.Is(err, context.Canceled) || errors.Is(err, kgo.ErrClientClosed) {
+	h.tell("connect to ", meta, err)
+}
+
+// OnBrokerRead implements kgo.HookBrokerRead. A broker that wants a login takes the connection and closes it on the first
+// request.
+func (h *health) OnBrokerRead(meta kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
+	h.tell("wait for an answer of ", meta, err)
+}
+
+func (h *health) tell(doing string, meta kgo.BrokerMetadata, err error) {
+	if err == nil || h.fail == nil || errors.Is(err, context.Canceled) || errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, net.ErrClosed) {
 		return
 	}
 	now := time.Now().UnixNano()
 	if last := h.last.Load(); now-last < int64(time.Second) || !h.last.CompareAndSwap(last, now) {
 		return
 	}
-	h.fail(h.t.describe("connect to "+net.JoinHostPort(meta.Host, fmt.Sprint(meta.Port)), err))
+	h.fail(h.t.describe(doing+net.JoinHostPort(meta.Host, fmt.Sprint(meta.Port)), err))
 }
 
 // clientLog hands the client's own log on, at debug level: what an operator must know is logged or returned by this package.
