@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -96,13 +97,17 @@ func (r *report) document(data []byte) *yaml.Node {
 // syntax reports what the YAML parser says. The parser's own line is where the construct began or none at all, so the line
 // is looked for.
 func (r *report) syntax(err error, data []byte) {
-	text := yamlError.ReplaceAllString(err.Error(), "")
+	text, guess := err.Error(), 1
+	if m := yamlError.FindStringSubmatch(text); m != nil {
+		text = text[len(m[0]):]
+		guess, _ = strconv.Atoi(m[1])
+	}
 	if m := unknownAnchor.FindStringSubmatch(text); m != nil {
 		text = fmt.Sprintf("there is no anchor &%s above", m[1])
 	} else {
 		text = "not valid YAML: " + text
 	}
-	n := badLine(data)
+	n := badLine(data, min(max(guess, 1), bytes.Count(data, []byte("\n"))+1))
 	line := strings.TrimRight(strings.Split(string(data), "\n")[n-1], "\r")
 	indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
 	if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
@@ -113,13 +118,13 @@ func (r *report) syntax(err error, data []byte) {
 }
 
 var (
-	yamlError     = regexp.MustCompile(`^yaml: (line \d+: )?`)
+	yamlError     = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 	unknownAnchor = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
 )
 
 // badLine returns the number of the line that follows the longest run of lines, from the beginning, that can be parsed. It
-// begins where the parser stopped and gives up, with line 1, before the search is noticed.
-func badLine(data []byte) int {
+// begins where the parser stopped and settles for guess before the search is noticed.
+func badLine(data []byte, guess int) int {
 	_, end := parses(data)
 	if i := bytes.IndexByte(data[end:], '\n'); i >= 0 {
 		end += i
@@ -129,8 +134,11 @@ func badLine(data []byte) int {
 	n := bytes.Count(data[:end], []byte("\n")) + 1
 	for budget := 1 << 20; ; n-- {
 		end = bytes.LastIndexByte(data[:end], '\n')
-		if budget -= end; end < 0 || budget < 0 {
+		if end < 0 {
 			return 1
+		}
+		if budget -= end; budget < 0 {
+			return guess
 		}
 		if ok, _ := parses(data[:end+1]); ok {
 			return n
