@@ -24,7 +24,7 @@ test: ## all tests, against real servers; STRICT=1 allows no skipped test and no
 check: vet lint test ## all that a change must pass
 
 vet: ## format and go vet
-	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$files" ]; then echo "not formatted; run gofmt -w on:" $$files >&2; exit 1; fi
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted; run gofmt -w on:" $$files >&2; exit 1; fi
 	$(GO) vet ./...
 
 lint: ## golangci-lint (the first run builds it: two minutes)
