@@ -1,0 +1,86 @@
+// Command wasmsidecar turns a message topic into a sandboxed function: it takes jobs from a broker, runs the WebAssembly module
+// that the route names, publishes the result and only then settles the message.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+// Exit codes, as documented in docs/command.md.
+const (
+	exitDone        = 0
+	exitFailed      = 1 // the job, or the check, failed
+	exitUsage       = 2 // usage or configuration
+	exitUnreachable = 3 // broker or store
+	exitTimeout     = 4 // waiting for a result
+	exitInterrupted = 130
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the command without the process around it.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := interruptible(stderr)
+	defer stop()
+	root := newRoot(streams{stdin, stdout, stderr})
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	code := exitCode(err)
+	var quiet *exitError
+	if err != nil && (!errors.As(err, &quiet) || quiet.err != nil) {
+		fmt.Fprintln(stderr, "wasmsidecar:", err)
+	}
+	return code
+}
+
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, which begins the drain. The second ends the
+// process at once.
+func interruptible(stderr io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := make(chan os.Signal, 2)
+	done := make(chan struct{})
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-done:
+				return
+			case s := <-ch:
+				if n > 0 {
+					fmt.Fprintln(stderr, "wasmsidecar: second signal, leaving at once")
+					os.Exit(exitInterrupted)
+				}
+				fmt.Fprintf(stderr, "wasmsidecar: %s: finishing what runs; once more to leave at once\n", s)
+				cancel()
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(done)
+		cancel()
+	}
+}
+
+// limitMemory sets Go's soft memory limit from the cgroup, if there is one: the collector then works harder before the
+// kernel kills. A tenth is left for what Go does not see, such as the guests' machine code.
+func limitMemory() error {
+	_, err := memlimit.Set(memlimit.WithRatio(0.9), memlimit.WithProvider(memlimit.FromCgroup))
+	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
+		return fmt.Errorf("set the memory limit: %w", err)
+	}
+	return nil
+}

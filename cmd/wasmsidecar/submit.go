@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"log/slog"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+type submission struct {
+	route, id, file, server, output string
+	headers                         []string
+	timeout                         time.Duration
+	noWait                          bool
+	input                           []string
+}
+
+func newSubmit(s streams, file *string) *cobra.Command {
+	var o submission
+	cmd := &cobra.Command{
+		Use:   "submit ROUTE [INPUT]",
+		Short: "Send a job and wait for its result",
+		Long: `Send a job to a running sidecar's broker and wait for the result. With --config, ROUTE is a route of
+that configuration and the broker is the configuration's; without it, ROUTE is a module that
+wasmsidecar run serves, at the NATS server named by --server. The input is the argument, the
+file named by --file, or stdin.
+
+The result goes to stdout. Exits 0 when the job went well, 1 when it failed (its problem goes
+to stderr), 3 when the broker does not answer, 4 when no result came in time.`,
+		Example: `  wasmsidecar submit upper hello
+  wasmsidecar submit --config kafka.yaml jobs --file order.json -H 'Wasm-Module: adder'
+  echo hello | wasmsidecar submit upper --no-wait`,
+		Args: between(1, 2, "ROUTE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.route, o.input = args[0], args[1:]
+			return submit(cmd.Context(), s, *file, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.file, "file", "f", "", "read the input from this `file`; - for stdin")
+	f.StringVar(&o.id, "id", "", "the job's `id`; a random one unless given")
+	f.StringArrayVarP(&o.headers, "header", "H", nil, "a `'Name: value'` of the job; may be repeated")
+	f.DurationVarP(&o.timeout, "timeout", "t", 30*time.Second, "how long to wait for the result")
+	f.BoolVar(&o.noWait, "no-wait", false, "print the job's id and do not wait")
+	f.StringVar(&o.server, "server", "nats://127.0.0.1:4222", "NATS server, where there is no --config")
+	outputFlag(cmd, &o.output)
+	return cmd
+}
+
+func submit(ctx context.Context, s streams, file string, o submission) error {
+	cfg, route, err := o.target(file)
+	if err != nil {
+		return usage(err)
+	}
+	msg, err := o.message(s, route)
+	if err != nil {
+		return usage(err)
+	}
+	if !o.noWait && route.To == "" {
+		return usage(fmt.Errorf("route %q publishes no results (it has no \"to\"): use --no-wait", route.Name))
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	t, closeTransport, err := sidecar.Dial(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer closeTransport()
+	if err := t.Ping(ctx); err != nil {
+		return &exitError{exitUnreachable, fmt.Errorf("the broker (%s) does not answer: %w; is it running?", cfg.Transport, err)}
+	}
+	var tail transport.Tail
+	if !o.noWait {
+		if tail, err = t.Tail(ctx, route.To, false); err != nil {
+			return &exitError{exitUnreachable, fmt.Errorf("watch for results at %q: %w; is the sidecar running?", route.To, err)}
+		}
+		defer tail.Close()
+	}
+	if err := t.Publisher().Publish(ctx, msg); err != nil {
+		return &exitError{exitUnreachable, fmt.Errorf("submit to %q: %w", route.From, err)}
+	}
+	id := msg.Header.Get(transport.HeaderJobID)
+	if o.noWait {
+		return o.printID(s, id)
+	}
+	for {
+		m, err := tail.Next(ctx)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return &exitError{exitTimeout, fmt.Errorf("no result for job %q at %q within %s: is a sidecar serving %q? The job stays with the broker", id, route.To, o.timeout, route.From)}
+		case err != nil:
+			return fmt.Errorf("wait for the result of job %q: %w", id, err)
+		case m.Header.Get(transport.HeaderResultOf) == id:
+			return printResult(s, o.output, id, m.Header.Get(transport.HeaderOK) == "true", m.Header.Get(transport.HeaderKind), m.Header, m.Body)
+		}
+	}
+}
+
+// target is the configuration to use and the route to submit to.
+func (o submission) target(file string) (*config.Config, *config.Route, error) {
+	if file == "" {
+		cfg := config.Default()
+		cfg.Transport, cfg.Store = config.NATS, config.NATS
+		cfg.NATS.URLs = []string{o.server}
+		r := config.DefaultRoute()
+		r.Name, r.From, r.To = o.route, "jobs."+o.route, "results."+o.route
+		return cfg, r, nil
+	}
+	cfg, err := load(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	var names []string
+	for _, r := range cfg.Routes {
+		if r.Name == o.route {
+			return cfg, r, nil
+		}
+		names = append(names, r.Name)
+	}
+	return nil, nil, fmt.Errorf("%s has no route %q; it has %s", file, o.route, strings.Join(names, ", "))
+}
+
+func (o submission) message(s streams, r *config.Route) (*transport.Message, error) {
+	body, err := input(s.in, o.file, o.input)
+	if err != nil {
+		return nil, err
+	}
+	h, err := parseHeaders(o.headers)
+	if err != nil {
+		return nil, err
+	}
+	id := o.id
+	if id == "" {
+		if id = h.Get(transport.HeaderJobID); id == "" {
+			id = uuid.NewString()
+		}
+	}
+	h.Set(transport.HeaderJobID, id)
+	m := &transport.Message{Subject: r.From, Header: h, Body: body}
+	if k := h.Get(transport.HeaderKey); k != "" {
+		m.Key = []byte(k)
+	}
+	return m, nil
+}
+
+func (o submission) printID(s streams, id string) error {
+	if o.output == "json" {
+		return json.NewEncoder(s.out).Encode(map[string]string{"id": id})
+	}
+	_, err := fmt.Fprintln(s.out, id)
+	return err
+}
+
+// input is the argument if there is one, else the file, else stdin.
+func input(stdin io.Reader, file string, args []string) ([]byte, error) {
+	switch {
+	case len(args) > 0 && file != "":
+		return nil, errors.New("the input is given twice: as an argument and by --file")
+	case len(args) > 0:
+		return []byte(args[0]), nil
+	case file != "" && file != "-":
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read the input: %w", err)
+		}
+		return b, nil
+	}
+	b, err := io.ReadAll(stdin)
+	if err != nil {
+		return nil, fmt.Errorf("read the input from stdin: %w", err)
+	}
+	return b, nil
+}
+
+func parseHeaders(lines []string) (job.Header, error) {
+	var h job.Header
+	for _, l := range lines {
+		name, value, ok := strings.Cut(l, ":")
+		if name = strings.TrimSpace(name); !ok || name == "" || strings.ContainsAny(l, "\r\n") {
+			return nil, fmt.Errorf("--header %q: want 'Name: value'", l)
+		}
+		h.Add(name, strings.TrimSpace(value))
+	}
+	return h, nil
+}
+
+// result is what -o json prints.
+type result struct {
+	ID      string              `json:"id"`
+	OK      bool                `json:"ok"`
+	Kind    string              `json:"kind,omitempty"`
+	Headers map[string][]string `json:"headers,omitempty"`
+	Body    *string             `json:"body,omitempty"`        // where the result is text
+	Base64  []byte              `json:"body_base64,omitempty"` // where it is not
+}
+
+// printResult prints a result and returns the command's verdict.
+func printResult(s streams, output, id string, ok bool, kind string, h job.Header, body []byte) error {
+	verdict := error(nil)
+	if !ok {
+		verdict = &exitError{code: exitFailed}
+	}
+	if output == "json" {
+		r := result{ID: id, OK: ok, Kind: kind}
+		for _, f := range h {
+			if r.Headers == nil {
+				r.Headers = map[string][]string{}
+			}
+			r.Headers[f.Name] = append(r.Headers[f.Name], f.Value)
+		}
+		if utf8.Valid(body) {
+			text := string(body)
+			r.Body = &text
+		} else {
+			r.Base64 = body
+		}
+		enc := json.NewEncoder(s.out)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(r); err != nil {
+			return fmt.Errorf("print the result: %w", err)
+		}
+		return verdict
+	}
+	to := s.out
+	if !ok {
+		to = s.err
+	}
+	if len(body) > 0 && body[len(body)-1] != '\n' && isTerminal(to) || !ok {
+		body = append(body[:len(body):len(body)], '\n')
+	}
+	if _, err := to.Write(body); err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
+	return verdict
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

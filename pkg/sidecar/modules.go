@@ -1,0 +1,170 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/module"
+	"github.com/wasmsidecar/wasmsidecar/runtime"
+)
+
+// modules holds the runners of a configuration by name.
+type modules struct {
+	engine *runtime.Engine
+	source *module.Source
+	log    *slog.Logger
+	byName map[string]job.Runner
+}
+
+// loadModules finds, verifies and compiles every module of the configuration, several at a time. Every module that cannot be
+// loaded is named.
+func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled func(string, time.Duration)) (*modules, error) {
+	ms := &modules{log: opt.Log, byName: map[string]job.Runner{}}
+	for name, r := range opt.Runners {
+		ms.byName[name] = r
+	}
+	if len(cfg.Modules) == 0 {
+		return ms, nil
+	}
+	var err error
+	if ms.source, err = module.New(module.Config{}); err != nil {
+		return nil, err
+	}
+	dir, err := cacheDir(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ms.engine, err = runtime.New(runtime.Config{CacheDir: dir, Log: opt.Log, Compiled: func(c runtime.Compilation) {
+		if c.Err == nil {
+			compiled(c.Module, c.Duration)
+		}
+	}})
+	if err != nil {
+		return nil, err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error
+	for name, m := range cfg.Modules {
+		wg.Go(func() {
+			r, err := ms.load(ctx, name, m)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("module %q: %w", name, err))
+				return
+			}
+			ms.byName[name] = r
+		})
+	}
+	wg.Wait()
+	if len(errs) > 0 {
+		ms.close()
+		slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+		return nil, errors.Join(errs...)
+	}
+	return ms, nil
+}
+
+func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*runtime.Module, error) {
+	bin, err := ms.source.Fetch(ctx, module.Ref{Name: name, Source: m.Source, SHA256: m.SHA256})
+	if err != nil {
+		return nil, err
+	}
+	limits := runtime.DefaultLimits()
+	limits.Memory, limits.Time = int64(m.Limits.Memory), m.Limits.Time
+	limits.Output, limits.Log = int64(m.Limits.Output), int64(m.Limits.Log)
+	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
+		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limits, Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
+		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Interpreter: m.Engine == "interpreter",
+	})
+	if err != nil {
+		return nil, err
+	}
+	abi, why := r.ABI()
+	ms.log.Debug("module loaded", "module", name, "abi", abi, "why", why, "digest", r.Digest())
+	return r, nil
+}
+
+// find returns the runner of a job's module.
+func (ms *modules) find(j *job.Job) (job.Runner, error) {
+	if r, ok := ms.byName[j.Module]; ok {
+		return r, nil
+	}
+	if j.Module == "" {
+		return nil, job.Errorf(job.KindInvalid, "the job names no module: set the header Wasm-Module to one of %s", strings.Join(ms.names(), ", "))
+	}
+	return nil, job.Errorf(job.KindInvalid, "there is no module %q; there are %s", job.CleanText(j.Module), strings.Join(ms.names(), ", "))
+}
+
+func (ms *modules) names() []string {
+	out := make([]string, 0, len(ms.byName))
+	for name := range ms.byName {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (ms *modules) close() {
+	if ms.engine == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := ms.engine.Close(ctx); err != nil {
+		ms.log.Warn("closing the engine", "err", err)
+	}
+}
+
+// cacheDir is where compiled modules are kept; "" for nowhere.
+func cacheDir(cfg *config.Config) (string, error) {
+	if cfg.Cache.Off || cfg.Cache.Dir != "" {
+		return cfg.Cache.Dir, nil
+	}
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the user's cache directory: %w; set cache.dir, or cache: off", err)
+	}
+	return filepath.Join(base, "wasmsidecar"), nil
+}
+
+// Check finds, verifies and compiles the modules of a configuration and reads the files it names. It asks no broker.
+func Check(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	ms, err := loadModules(ctx, cfg, Options{Log: log}, func(string, time.Duration) {})
+	if err != nil {
+		return err
+	}
+	ms.close()
+	for section, t := range map[string]config.TLS{"kafka": cfg.Kafka.TLS, "redis": cfg.Redis.TLS, "nats": cfg.NATS.TLS} {
+		if _, err := tlsConfig(section, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Runner loads the modules of a configuration to run jobs without a broker. The returned function closes them.
+func Runner(ctx context.Context, cfg *config.Config, log *slog.Logger) (job.Runner, func(), error) {
+	ms, err := loadModules(ctx, cfg, Options{Log: log}, func(string, time.Duration) {})
+	if err != nil {
+		return nil, nil, err
+	}
+	return job.RunnerFunc(func(ctx context.Context, j *job.Job) (*job.Result, error) {
+		r, err := ms.find(j)
+		if err != nil {
+			return nil, err
+		}
+		return r.Run(ctx, j)
+	}), ms.close, nil
+}

@@ -1,0 +1,342 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/middleware"
+	"github.com/wasmsidecar/wasmsidecar/pkg/api"
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
+	"github.com/wasmsidecar/wasmsidecar/pkg/event"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+	"github.com/wasmsidecar/wasmsidecar/pkg/telemetry"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+	"github.com/wasmsidecar/wasmsidecar/router"
+)
+
+// ErrUnreachable says that broker or store did not answer within the connect timeout.
+var ErrUnreachable = errors.New("unreachable")
+
+// Options are what a configuration does not say.
+type Options struct {
+	Log     *slog.Logger // required
+	Version string
+	// Runners replaces the modules of the configuration, by name; for tests and benchmarks.
+	Runners map[string]job.Runner
+	// Sink is told of everything besides logs and metrics; may be nil.
+	Sink event.Sink
+}
+
+// Sidecar is one running configuration. Make it with New, run it once with Run.
+type Sidecar struct {
+	cfg     *config.Config
+	opt     Options
+	log     *slog.Logger
+	modules *modules
+	admin   *api.Server
+	metrics *telemetry.Metrics
+	sink    event.Sink
+	running chan struct{} // closed when every part is up
+
+	parts  atomic.Pointer[parts] // nil until broker and store answer
+	router atomic.Pointer[router.Router]
+	probe  prober
+}
+
+// parts are the connections that jobs travel over.
+type parts struct {
+	transport transport.Transport
+	store     store.Store // nil where every route has dedup: off
+}
+
+// New loads the configuration's modules and prepares everything that needs neither broker nor store. Its errors are mistakes
+// of the configuration. Close what it returns, unless it is run.
+func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error) {
+	if opt.Log == nil {
+		return nil, errors.New("sidecar: a log is required")
+	}
+	s := &Sidecar{cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{})}
+	names := make([]string, 0, len(cfg.Modules))
+	for name := range cfg.Modules {
+		names = append(names, name)
+	}
+	for name := range opt.Runners {
+		names = append(names, name)
+	}
+	var err error
+	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges})
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	sinks := event.Sinks{telemetry.NewLog(opt.Log), s.metrics}
+	if opt.Sink != nil {
+		sinks = append(sinks, opt.Sink)
+	}
+	s.sink = sinks
+	if s.modules, err = loadModules(ctx, cfg, opt, s.metrics.Compiled); err != nil {
+		return nil, err
+	}
+	if cfg.Admin.Listen != "" {
+		s.admin, err = api.New(api.Config{Listen: cfg.Admin.Listen, Ready: s.ready, Gatherer: s.metrics, Log: opt.Log})
+		if err != nil {
+			s.modules.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Close releases what New made, for a sidecar that is not run.
+func (s *Sidecar) Close() {
+	s.modules.close()
+	if s.admin != nil {
+		if err := s.admin.Close(); err != nil {
+			s.log.Debug("closing the admin server", "err", err)
+		}
+	}
+}
+
+// Running is closed when every part is up and the routes begin to take jobs.
+func (s *Sidecar) Running() <-chan struct{} { return s.running }
+
+// AdminAddr is where health and metrics are served; "" where they are not.
+func (s *Sidecar) AdminAddr() string {
+	if s.admin == nil {
+		return ""
+	}
+	return s.admin.Addr()
+}
+
+// Run connects, carries jobs until ctx ends, and drains. It returns nil after a clean drain; ErrUnreachable, wrapped, when
+// broker or store did not answer within the connect timeout; and whatever ended a route for good.
+func (s *Sidecar) Run(ctx context.Context) error {
+	defer s.modules.close()
+	// The admin server outlives the drain, so that readiness can be seen to be gone.
+	side, stopSide := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stopSide()
+	if s.admin != nil {
+		wg.Go(func() {
+			if err := s.admin.Run(side); err != nil {
+				s.log.Error("admin server ended", "err", err)
+			}
+		})
+		s.log.Info("admin server listens", "addr", s.admin.Addr())
+	}
+
+	c, err := connect(ctx, s.cfg, s.log)
+	if err != nil {
+		return err
+	}
+	defer c.close(s.log)
+	p, err := s.prepare(ctx, c)
+	if err != nil || p == nil {
+		return err
+	}
+	s.parts.Store(p)
+	wg.Go(func() { s.probe.run(side, s.cfg, p) })
+
+	r, closeRoutes, err := s.routes(p)
+	if err != nil {
+		return err
+	}
+	defer closeRoutes()
+	s.router.Store(r)
+	stopRequests, err := s.serveRequests(ctx, p.transport)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, stopRequests)()
+	close(s.running)
+	s.log.Info("ready", "transport", s.cfg.Transport, "store", s.cfg.Store, "routes", len(s.cfg.Routes), "modules", s.modules.names())
+	if err = r.Run(ctx); err == nil {
+		s.log.Info("drained")
+	}
+	return err
+}
+
+// serveRequests makes jobs of requests, where the broker knows requests and a route may reply. The returned function stops it.
+func (s *Sidecar) serveRequests(ctx context.Context, t transport.Transport) (func(), error) {
+	rs, ok := t.(interface {
+		ServeRequests(ctx context.Context, subject string) (io.Closer, error)
+	})
+	var closers []io.Closer
+	stop := func() {
+		for _, c := range closers {
+			if err := c.Close(); err != nil {
+				s.log.Warn("closing a request subject", "err", err)
+			}
+		}
+	}
+	for _, r := range s.cfg.Routes {
+		if !ok || len(r.Reply) == 0 {
+			continue
+		}
+		c, err := rs.ServeRequests(ctx, r.From)
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("route %q: %w", r.Name, err)
+		}
+		closers = append(closers, c)
+	}
+	return stop, nil
+}
+
+// prepare waits until broker and store answer and have what the routes need. It returns nil without an error when ctx ends.
+func (s *Sidecar) prepare(ctx context.Context, c *connections) (*parts, error) {
+	limit := ctx
+	if t := s.cfg.ConnectTimeout; t > 0 {
+		var cancel context.CancelFunc
+		limit, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	p := &parts{transport: c.transport}
+	want := subjects(s.cfg)
+	err := s.await(ctx, limit, "broker", s.cfg.Transport, func(ctx context.Context) error {
+		return c.transport.Prepare(ctx, want)
+	}, transport.Permanent)
+	if err != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	if !needsStore(s.cfg) {
+		return p, nil
+	}
+	err = s.await(ctx, limit, "store", s.cfg.Store, func(ctx context.Context) (err error) {
+		p.store, err = c.openStore(ctx)
+		return err
+	}, permanentStore)
+	if err != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// await calls try until it succeeds, fails for good, or the time is up.
+func (s *Sidecar) await(ctx, limit context.Context, kind, name string, try func(context.Context) error, permanent func(error) bool) error {
+	pause := 100 * time.Millisecond
+	for {
+		once, cancel := context.WithTimeout(limit, 10*time.Second)
+		err := try(once)
+		cancel()
+		switch {
+		case err == nil || ctx.Err() != nil:
+			s.probe.set(kind, name, nil)
+			return nil
+		case permanent(err):
+			return fmt.Errorf("%s %q: %w", kind, name, err)
+		}
+		s.probe.set(kind, name, err)
+		s.log.Warn("waiting for the "+kind, kind, name, "err", err, "pause", pause)
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-limit.Done():
+			t.Stop()
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%s %q is %w after %s: %w; check its address and credentials, or raise connect_timeout", kind, name, ErrUnreachable, s.cfg.ConnectTimeout, err)
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+func permanentStore(err error) bool {
+	return errors.Is(err, transport.ErrUnsupported) || errors.Is(err, store.ErrUnsupported) || errors.Is(err, store.ErrInvalid)
+}
+
+// routes makes the router and what its chains need; the returned function closes the latter.
+func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
+	var claims []*middleware.Claims
+	closeAll := func() {
+		for _, c := range claims {
+			if err := c.Close(); err != nil {
+				s.log.Debug("closing claims", "err", err)
+			}
+		}
+	}
+	var routes []router.Route
+	for _, r := range s.cfg.Routes {
+		cfg := middleware.Config{
+			Route: r.Name, Runner: s.modules.find, To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
+			Publisher: p.transport.Publisher(), Replier: p.transport.Replier(),
+			Retry: middleware.RetryPolicy{
+				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,
+				MaxBackoff: r.Retry.MaxBackoff, NoJitter: r.Retry.Jitter == "none",
+			},
+			Timeout: r.Timeout, Sink: s.sink, Log: s.log,
+		}
+		if !r.Dedup.Off {
+			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
+				Route: r.Name, Partition: r.From, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
+			})
+			if err != nil {
+				closeAll()
+				return nil, nil, err
+			}
+			claims = append(claims, c)
+			cfg.Claims = c
+		}
+		h, err := middleware.Chain(cfg)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("route %q: %w", r.Name, err)
+		}
+		dec := &transport.Decoder{
+			Route: r.Name, Envelope: transport.Envelope(r.Envelope), Module: r.Module, MaxBody: int(r.MaxBody),
+			MaxAttempts: r.Retry.MaxAttempts, Timeout: r.Timeout, Reply: r.Reply,
+		}
+		src := transport.SourceConfig{
+			Route: r.Name, Subject: r.From, Limit: router.MaxOut(r.Concurrency), Lease: r.Lease, DrainBudget: min(5*time.Second, s.cfg.Drain.Timeout),
+		}
+		routes = append(routes, router.Route{
+			Open: func(ctx context.Context) (transport.Source, error) { return p.transport.Source(ctx, src) },
+			Window: router.WindowConfig{
+				Route: r.Name, Limit: r.Concurrency, MaxOut: src.Limit, ByKey: r.Order == "key",
+				DrainTimeout: s.cfg.Drain.Timeout, Decode: dec.Decode, Handle: h, Log: s.log,
+			},
+		})
+	}
+	rt, err := router.New(s.log, routes)
+	if err != nil {
+		closeAll()
+		return nil, nil, err
+	}
+	return rt, closeAll, nil
+}
+
+// subjects is what the routes read and write.
+func subjects(cfg *config.Config) transport.Subjects {
+	var out transport.Subjects
+	seen := map[string]bool{}
+	for _, r := range cfg.Routes {
+		out.Sources = append(out.Sources, r.From)
+		seen[r.From] = true
+	}
+	for _, r := range cfg.Routes {
+		for _, s := range []string{r.To, r.DeadLetter} {
+			if s != "" && !seen[s] {
+				seen[s] = true
+				out.Sinks = append(out.Sinks, s)
+			}
+		}
+	}
+	return out
+}
+
+func needsStore(cfg *config.Config) bool {
+	for _, r := range cfg.Routes {
+		if !r.Dedup.Off {
+			return true
+		}
+	}
+	return false
+}
