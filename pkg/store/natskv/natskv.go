@@ -1,6 +1,7 @@
 // Package natskv keeps state in a JetStream stream of its own, on NATS 2.12 or newer, embedded or remote. A key is a subject of which
 // the stream keeps the last message, its revision the message's sequence: the stream's counter, which never goes back. A
-// transaction is one publication with its expectation, or one atomic batch.
+// transaction is one publication with its expectation, or its part of an atomic batch. A server with files flushes every batch to
+// disk, which costs milliseconds; concurrent transactions share them.
 //
 // Durability is the server's: a single server flushes to disk every two minutes unless its sync_interval says otherwise, so that a
 // power failure may undo what was acknowledged; the death of the process does not. With Replicas above 1 reads go to the stream's
@@ -32,10 +33,8 @@ import (
 const (
 	// headroom is what a message needs besides its value: headers, of which one names a subject.
 	headroom = 8 << 10
-	// batchesAtOnce leaves other processes some of the 50 batches that the server takes at once for a stream.
-	batchesAtOnce = 16
-	minMajor      = 2
-	minMinor      = 12
+	minMajor = 2
+	minMinor = 12
 )
 
 // Config says how a store is opened.
@@ -56,16 +55,15 @@ type Config struct {
 
 // Store is a store.Store in JetStream.
 type Store struct {
-	nc      *nats.Conn
-	cfg     Config
-	stream  jetstream.Stream
-	mux     *mux
-	clock   clock
-	id      string
-	batches chan struct{}
-	batchNo atomic.Uint64
-	closed  atomic.Bool
-	direct  bool // reads may go to any server that has the stream, because only one has it
+	nc     *nats.Conn
+	cfg    Config
+	stream jetstream.Stream
+	mux    *mux
+	clock  clock
+	id     string
+	group  group
+	closed atomic.Bool
+	direct bool // reads may go to any server that has the stream, because only one has it
 
 	keys, sets, guards, fences string // beginnings of subjects
 
@@ -102,8 +100,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		nc: nc, cfg: cfg, id: nuid.Next(),
-		batches: make(chan struct{}, batchesAtOnce),
-		keys:    cfg.Prefix + ".k.", sets: cfg.Prefix + ".z.", guards: cfg.Prefix + ".g.", fences: cfg.Prefix + ".f.",
+		keys: cfg.Prefix + ".k.", sets: cfg.Prefix + ".z.", guards: cfg.Prefix + ".g.", fences: cfg.Prefix + ".f.",
 		feeds: make(map[*store.Feed]struct{}), indexes: make(map[string]*index),
 	}
 	if err := s.create(ctx); err != nil {
@@ -118,6 +115,8 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.wg.Go(s.keepClock)
+	s.group = group{store: s, queue: make(chan *member, groupQueue)}
+	s.wg.Go(s.group.run)
 	return s, nil
 }
 

@@ -90,6 +90,9 @@ func (s *Store) subjectKey(subject string) (string, error) {
 	return strings.Join(parts, "/"), nil
 }
 
+// isGuard says whether a subject only carries conditions.
+func (s *Store) isGuard(subject string) bool { return strings.HasPrefix(subject, s.guards) }
+
 // prefixFilter returns the narrowest filter that has all keys that begin with prefix.
 func (s *Store) prefixFilter(prefix string) string {
 	var b strings.Builder

@@ -32,15 +32,17 @@ const (
 	// goneTTL is how long a deletion is remembered, for consumers that lag.
 	goneTTL     = time.Minute
 	goneSeconds = "60"
+	// guardSubjects is over how many subjects guards are spread.
+	guardSubjects = 16
 	// conflictPause is the longest pause after a race that was lost a second time.
 	conflictPause = 2 * time.Millisecond
 )
 
 // Txn implements store.Store.
 //
-// The first attempt takes the conditions as they are given: a revision usually is a sequence, and an absent key usually has none. Where
-// that is refused, or where values are to be read, the keys are read first, all at one moment; what was read decides, and is made
-// the expectation of the write. If the write is accepted, nothing had changed since the reading, which is then how the keys stood
+// What comes to one message is tried with the conditions as they are given: a revision usually is a sequence, and an absent key usually
+// has none. Where that is refused, where values are to be read, and ahead of every batch, the keys are read first, all at one moment;
+// what was read decides, and is made the expectation of the write. If the write is accepted, nothing had changed since the reading, which is then how the keys stood
 // before it. If it is refused, somebody else was faster, and everything begins anew.
 func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	part, err := t.Check()
@@ -64,7 +66,7 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 }
 
 func (s *Store) txn(ctx context.Context, t store.Txn) (store.Reply, error) {
-	if expect, ok := guess(t); ok {
+	if expect, ok := guess(t); ok && single(t, expect) {
 		rev, err := s.write(ctx, t, expect)
 		if err == nil {
 			return s.reply(t, true, rev, nil), nil
@@ -126,6 +128,11 @@ func guess(t store.Txn) (map[string]int64, bool) {
 	return expect, true
 }
 
+// single says whether t is one message.
+func single(t store.Txn, expect map[string]int64) bool {
+	return len(t.Then) == 1 && len(expect) <= 1
+}
+
 func (s *Store) reply(t store.Txn, done bool, rev int64, found map[string]entry) store.Reply {
 	r := store.Reply{Done: done, Revision: rev}
 	for _, k := range t.Read {
@@ -143,31 +150,7 @@ func (s *Store) write(ctx context.Context, t store.Txn, expect map[string]int64)
 	if len(msgs) == 1 {
 		return s.mux.publish(ctx, msgs...)
 	}
-	select {
-	case s.batches <- struct{}{}:
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	case <-s.ctx.Done():
-		return 0, store.ErrClosed
-	}
-	defer func() { <-s.batches }()
-	for {
-		id := s.id + "-" + strconv.FormatUint(s.batchNo.Add(1), 36)
-		for i, m := range msgs {
-			m.Header.Set(headerBatch, id)
-			m.Header.Set(headerBatchSeq, strconv.Itoa(i+1))
-		}
-		msgs[len(msgs)-1].Header.Set(headerBatchCommit, "1")
-		rev, err := s.mux.publish(ctx, msgs...)
-		var api *apiError
-		if err == nil || !errors.As(err, &api) || !api.busy() {
-			return rev, err
-		}
-		// Other processes have as many batches open as the server takes. Nothing of this one was written.
-		if err := pause(ctx, rand.N(20*time.Millisecond)); err != nil {
-			return 0, err
-		}
-	}
+	return s.group.do(ctx, msgs)
 }
 
 // messages makes the messages of a transaction. What it puts comes last, and last of all a put with a condition, so that the revision
@@ -204,7 +187,7 @@ func (s *Store) messages(t store.Txn, expect map[string]int64) []*nats.Msg {
 		if len(free) > 0 {
 			m, free = free[0], free[1:]
 		} else {
-			m = nats.NewMsg(s.guards + strconv.Itoa(len(guards)))
+			m = nats.NewMsg(s.guards + strconv.Itoa(rand.IntN(guardSubjects)))
 			guards = append(guards, m)
 		}
 		m.Header.Set(headerExpect, strconv.FormatInt(seq, 10))
