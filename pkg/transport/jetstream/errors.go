@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -103,12 +104,12 @@ func (d *denials) listen(nc *nats.Conn, tell func(subject string)) {
 	})
 }
 
-// since returns a subject that was refused after t, or "".
-func (d *denials) since(t time.Time) string {
+// since returns a subject with prefix that was refused after t, or "".
+func (d *denials) since(t time.Time, prefix string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, x := range d.last {
-		if x.subject != "" && x.at.After(t) {
+		if x.subject != "" && x.at.After(t) && strings.HasPrefix(x.subject, prefix) {
 			return x.subject
 		}
 	}

@@ -168,7 +168,7 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg) error {
 	select {
 	case <-b.done:
 	case <-ctx.Done():
-		if subject := p.t.denials.since(start); subject != "" && ofSubject(msgs, subject) {
+		if subject := p.t.denials.since(start, ""); subject != "" && ofSubject(msgs, subject) {
 			return deniedError(subject)
 		}
 		return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, ctx.Err())

@@ -86,7 +86,7 @@ func (r *replier) Publish(ctx context.Context, ms ...*transport.Message) error {
 // refused returns the subject of sent that the server has refused, or "". The refusal comes before the answer to the flush, but
 // its handler runs beside us; the connection's last error is there at once.
 func (r *replier) refused(start time.Time, sent []*nats.Msg) string {
-	if subject := r.t.denials.since(start); subject != "" && ofSubject(sent, subject) {
+	if subject := r.t.denials.since(start, ""); subject != "" && ofSubject(sent, subject) {
 		return subject
 	}
 	err := r.t.nc.LastError()

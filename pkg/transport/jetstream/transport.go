@@ -267,7 +267,7 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 	}
 	// A request that may not be made is never answered.
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
-		if subject := t.denials.since(start); subject != "" {
+		if subject := t.denials.since(start, "$JS.API."); subject != "" {
 			return fmt.Errorf("%s: the NATS user may not publish to %q; grant it: %w", doing, subject, transport.ErrRejected)
 		}
 	}
