@@ -127,9 +127,10 @@ func (s *source) onAdjust(ctx context.Context, offsets map[string]map[int32]kgo.
 			if !ok {
 				c.offset = -1
 			}
-			p := &partition{src: s, topicPartition: tp, topicID: id, prefix: fmt.Sprintf("%s@%s/%d/", topic, name, num), step: minStep, reserve: true}
+			p := &partition{src: s, topicPartition: tp, topicID: id, prefix: fmt.Sprintf("%s@%s/%d/", topic, name, num), reserve: true}
 			p.next, p.below, p.committed = s.begin(p, c, name, start.Offset, end.Offset)
 			p.watermark, p.handed = p.next, p.next
+			p.step = min(max((end.Offset-p.next)/8, minStep), 16*minStep)
 			if p.next != c.offset {
 				parts[num] = kgo.NewOffset().At(p.next)
 			}

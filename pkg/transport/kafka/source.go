@@ -18,8 +18,8 @@ import (
 
 // What is fetched ahead of Fetch, all partitions together.
 const (
-	pollMax       = 2048     // records taken from the client at once
-	prefetch      = 4096     // records queued before the client is left alone
+	pollMax       = 4096     // records taken from the client at once
+	prefetch      = 8192     // records queued before the client is left alone
 	prefetchBytes = 16 << 20 // the same in bytes
 	fetchBytes    = 16 << 20 // a broker's answer
 )

@@ -146,7 +146,7 @@ func TestSpanIsBounded(t *testing.T) {
 	cfg.MaxSpan = 1000
 	tr := open(t, cfg)
 	prepare(t, tr, topic)
-	publish(t, tr, topic, numbered(9000)...)
+	publish(t, tr, topic, numbered(17000)...)
 	s := openSource(t, tr, topic)
 	ds := fetch(t, s, 1000)
 	for _, d := range ds[1:] {
@@ -157,14 +157,14 @@ func TestSpanIsBounded(t *testing.T) {
 		t.Errorf("%d records are queued", n)
 	}
 	ds[0].Ack()
-	for range 8 {
+	for range 16 {
 		for _, d := range fetch(t, s, 1000) {
 			d.Ack()
 		}
 	}
 	closeSource(t, s)
-	if o, _ := offset(t, tr, topic); o != 9000 {
-		t.Errorf("committed %d, want 9000", o)
+	if o, _ := offset(t, tr, topic); o != 17000 {
+		t.Errorf("committed %d, want 17000", o)
 	}
 }
 
