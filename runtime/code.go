@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -126,6 +129,12 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 		WithDebugInfoEnabled(false))
 	start := time.Now()
 	c.compiled, err = c.rt.CompileModule(ctx, cfg.Wasm)
+	if err != nil && e.cfg.CacheDir != "" && strings.HasPrefix(err.Error(), "compilationcache:") {
+		e.cfg.Log.Warn("compilation cache is damaged; emptying it", "dir", e.cfg.CacheDir, "module", cfg.Name, "err", err)
+		if err = emptyCache(e.cfg.CacheDir); err == nil {
+			c.compiled, err = c.rt.CompileModule(ctx, cfg.Wasm)
+		}
+	}
 	if err != nil {
 		err = fmt.Errorf("compile: %w", err)
 	}
@@ -136,6 +145,20 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 		return err
 	}
 	return c.read()
+}
+
+// emptyCache removes the files that wazero keeps in a directory of its own below dir.
+func emptyCache(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "wazero-*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // read takes down what the module imports and exports.

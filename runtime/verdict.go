@@ -35,11 +35,12 @@ func (e ended) verdict() error {
 	var code exitCode
 	switch {
 	case errors.As(err, &exit):
+		stopped := exit.ExitCode() == sys.ExitCodeDeadlineExceeded || exit.ExitCode() == sys.ExitCodeContextCanceled
 		switch {
-		case e.parent.Err() == context.Canceled && exit.ExitCode() == sys.ExitCodeContextCanceled:
-			return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
-		case e.ctx.Err() != nil && (exit.ExitCode() == sys.ExitCodeDeadlineExceeded || exit.ExitCode() == sys.ExitCodeContextCanceled):
-			return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
+		case stopped && exit.ExitCode() == sys.ExitCodeContextCanceled && errors.Is(e.parent.Err(), context.Canceled):
+			return e.brokenOff()
+		case stopped && e.ctx.Err() != nil:
+			return e.timedOut()
 		}
 		code, err = exitCode(exit.ExitCode()), nil
 	case errors.As(err, &code):
@@ -85,6 +86,7 @@ func (e ended) crash(err error) error {
 	var fault *host.Fault
 	text := err.Error()
 	first := firstLine(text) // what follows holds names that the guest chose
+	trap, wasm := trapOf(first)
 	switch {
 	case errors.As(err, &fault):
 		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(fault.Text+e.where(text))))
@@ -92,29 +94,43 @@ func (e ended) crash(err error) error {
 		return e.troubled(job.Errorf(job.KindTrap, "%s%s", job.CleanText(first), e.where(text)))
 	case errors.As(err, &broken) || strings.HasSuffix(first, "(recovered by wazero)"):
 		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(first))
-	case e.parent.Err() == context.Canceled:
-		return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
+	case wasm:
+		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(trap+e.where(text)+e.circumstances())))
+	case errors.Is(e.parent.Err(), context.Canceled):
+		return e.brokenOff()
 	case e.ctx.Err() != nil:
-		return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
+		return e.timedOut()
 	}
-	_, trap, wasm := strings.Cut(first, "wasm error: ")
-	if !wasm && strings.HasSuffix(first, "stack overflow") { // the one trap that wazero does not mark
-		trap, wasm = "stack overflow", true
+	return job.Errorf(job.KindInternal, "%s", job.CleanText(first))
+}
+
+// trapOf takes the trap out of the first line of wazero's error; ok is false when it is none.
+func trapOf(line string) (trap string, ok bool) {
+	const overflow = "stack overflow" // the one trap that wazero does not always mark
+	if _, trap, ok = strings.Cut(line, "wasm error: "); ok {
+		return trap, true
 	}
-	if !wasm {
-		return job.Errorf(job.KindInternal, "%s", job.CleanText(first))
-	}
-	var b strings.Builder
-	b.WriteString(trap)
-	b.WriteString(e.where(text))
+	return overflow, strings.HasSuffix(line, overflow)
+}
+
+// circumstances are what may have led to a trap: memory that ran out, and what the guest wrote last.
+func (e ended) circumstances() string {
+	var s string
 	if int64(e.memory) > e.most-e.most/8 {
-		fmt.Fprintf(&b, ", with %s of %s of memory in use (limits.memory)", size(int64(e.memory)), size(e.most))
+		s = fmt.Sprintf(", with %s of %s of memory in use (limits.memory)", size(int64(e.memory)), size(e.most))
 	}
 	if words := e.call.LastWords(); words != "" {
-		b.WriteString(": ")
-		b.WriteString(words)
+		s += ": " + words
 	}
-	return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(b.String())))
+	return s
+}
+
+func (e ended) brokenOff() error {
+	return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
+}
+
+func (e ended) timedOut() error {
+	return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
 }
 
 // troubled explains a crash by the refusal or failure that the guest met with just before and did not handle.
