@@ -34,7 +34,7 @@ var (
 const (
 	MaxKeyLen = 1024 // bytes of a key, of a set's name and of a member
 	MaxTxnLen = 500  // conditions, operations and keys to read of one transaction, together
-	MaxRange  = 10000
+	MaxRange  = 10000 // members of one answer to Range
 )
 
 // Key joins a partition and the parts of a name: partition, slash, parts joined by slashes. Slashes and percent signs inside
