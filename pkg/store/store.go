@@ -32,8 +32,8 @@ var (
 
 // What every implementation takes.
 const (
-	MaxKeyLen = 1024 // bytes of a key, of a set's name and of a member
-	MaxTxnLen = 500  // conditions, operations and keys to read of one transaction, together
+	MaxKeyLen = 1024  // bytes of a key, of a set's name and of a member
+	MaxTxnLen = 500   // conditions, operations and keys to read of one transaction, together
 	MaxRange  = 10000 // members of one answer to Range
 )
 
