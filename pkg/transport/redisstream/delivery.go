@@ -22,6 +22,8 @@ type delivery struct {
 	settled atomic.Bool
 	// until is when the lease ends at the earliest, in the source's time. Before then no other can have claimed the entry.
 	until atomic.Int64
+	// touched is when the owner last asked to keep the delivery, whether or not it could be done.
+	touched atomic.Int64
 }
 
 func (d *delivery) Message() *transport.Message { return &d.msg }

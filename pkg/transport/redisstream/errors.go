@@ -45,7 +45,8 @@ func noGroup(err error) bool {
 
 // denied says that the ACL forbids the command or the key.
 func denied(err error) bool {
-	return hasCode(err, "NOPERM") || replied(err) && strings.Contains(err.Error(), "ACL failure in script")
+	return hasCode(err, "NOPERM") || replied(err) &&
+		(strings.Contains(err.Error(), "ACL failure in script") || strings.Contains(err.Error(), "executing the script can't"))
 }
 
 // fail says what was being done when err came back, sorts it into the errors of package transport and names the remedy. Errors
@@ -99,5 +100,5 @@ func rights(key string) string {
 	if key == "" {
 		return "+ping +info"
 	}
-	return fmt.Sprintf("+@stream +@scripting +@sortedset +@hash on ~%s and ~%s", key, keysOf(key).due[:strings.Index(keysOf(key).due, ":due:")]+"*")
+	return fmt.Sprintf("+@stream +@sortedset +@hash +@scripting +time on ~%s and ~wasm:{%s}:*", key, hashTag(key))
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"go.uber.org/goleak"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
@@ -17,7 +18,10 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	logging.Disable() // go-redis has one logger for the process, and these tests cut many connections
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds everything that a test waits for.
 const patience = 30 * time.Second

@@ -77,8 +77,8 @@ func (t *Transport) judge(info map[string]string) error {
 
 // prepareSource makes the group and tries the commands of a source on an entry that cannot exist.
 func (t *Transport) prepareSource(ctx context.Context, stream string) error {
-	if stream == "" {
-		return fmt.Errorf("prepare stream: %w: no name", transport.ErrRejected)
+	if err := checkName(stream); err != nil {
+		return fmt.Errorf("prepare stream: %w", err)
 	}
 	if _, err := t.makeGroup(ctx, stream); err != nil {
 		return err
@@ -112,8 +112,8 @@ func (t *Transport) prepareSource(ctx context.Context, stream string) error {
 
 // prepareSink tries to write with an id that is always refused, after rights and type have been checked.
 func (t *Transport) prepareSink(ctx context.Context, stream string) error {
-	if stream == "" {
-		return fmt.Errorf("prepare stream: %w: no name", transport.ErrRejected)
+	if err := checkName(stream); err != nil {
+		return fmt.Errorf("prepare stream: %w", err)
 	}
 	n, err := t.client.Exists(ctx, stream).Result()
 	if err != nil && !denied(err) {

@@ -62,11 +62,11 @@ func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error
 	}
 	call := &publishCall{ctx: ctx, ms: ms, cmds: make([][]any, len(ms)), done: make(chan error, 1)}
 	for i, m := range ms {
+		if err := checkName(m.Subject); err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
 		size := m.Size()
-		switch {
-		case m.Subject == "":
-			return fmt.Errorf("publish: %w: no subject", transport.ErrRejected)
-		case size > p.MaxBytes():
+		if size > p.MaxBytes() {
 			return fmt.Errorf("publish to stream %q: %w: %d bytes, of which %d are taken",
 				m.Subject, transport.ErrTooLarge, size, p.MaxBytes())
 		}

@@ -31,9 +31,11 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/redis/go-redis/v9"
 
@@ -139,6 +141,9 @@ func (t *Transport) Replier() transport.Publisher { return t.pub }
 
 // Ping tells whether the server answers and takes our credentials.
 func (t *Transport) Ping(ctx context.Context) error {
+	if t.isClosed() {
+		return fmt.Errorf("ping redis: %w", transport.ErrClosed)
+	}
 	if err := t.client.Ping(ctx).Err(); err != nil {
 		return fail("ping redis", "", err)
 	}
@@ -197,6 +202,17 @@ func (t *Transport) reading(by int) {
 		t.log.Warn("redis connection pool is small for so many routes; raise the pool size",
 			"readers", n, "pool_size", size)
 	}
+}
+
+// checkName refuses names that other brokers, or those who read logs, would stumble over.
+func checkName(stream string) error {
+	if stream == "" {
+		return fmt.Errorf("%w: no stream name", transport.ErrRejected)
+	}
+	if strings.ContainsFunc(stream, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return fmt.Errorf("%w: stream name %q holds spaces or control characters", transport.ErrRejected, stream)
+	}
+	return nil
 }
 
 func (t *Transport) isClosed() bool {

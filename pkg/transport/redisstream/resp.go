@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"math"
+	"slices"
 	"strconv"
 )
 
@@ -23,6 +26,53 @@ func (e *entry) size() int {
 		n += len(f.name) + len(f.value)
 	}
 	return n
+}
+
+// keepBuffer is the largest reply buffer that is kept for the next read.
+const keepBuffer = 4 << 20
+
+// errTooMuch is a reply that would not fit into memory with many others.
+var errTooMuch = errors.New("reply is too large to be read at once")
+
+// buffer takes a raw reply.
+type buffer struct {
+	b     []byte
+	limit int // most bytes; 0 for any number
+}
+
+// reset makes room for the next reply. What is unusually large is not kept.
+func (b *buffer) reset() {
+	if cap(b.b) > keepBuffer {
+		b.b = nil
+	}
+	b.b, b.limit = b.b[:0], 0
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	if b.limit > 0 && len(b.b)+len(p) > b.limit {
+		return 0, errTooMuch
+	}
+	b.b = append(b.b, p...)
+	return len(p), nil
+}
+
+// ReadFrom reads a string of a length that is known, which go-redis says by a LimitedReader, straight into its place.
+func (b *buffer) ReadFrom(r io.Reader) (int64, error) {
+	lr, ok := r.(*io.LimitedReader)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{b}, r)
+	}
+	if lr.N > math.MaxInt32 || b.limit > 0 && len(b.b)+int(lr.N) > b.limit {
+		return 0, errTooMuch
+	}
+	at := len(b.b)
+	b.b = slices.Grow(b.b, int(lr.N))
+	n, err := io.ReadFull(lr, b.b[at:at+int(lr.N)])
+	b.b = b.b[:at+n]
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil // as the interface asks; go-redis notices that something is missing
+	}
+	return int64(n), err
 }
 
 // errReply is a reply of another shape than the command has.

@@ -1,7 +1,6 @@
 package redisstream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +20,11 @@ const (
 	// scanEvery is how often a source looks for entries that nobody works on. It costs one command that finds nothing, and
 	// bounds how long a released entry waits.
 	scanEvery = 400 * time.Millisecond
-	// readBudget is about how many bytes one read may bring.
-	readBudget = 32 << 20
-	// keepBuffer is the largest reply buffer that is kept for the next read.
-	keepBuffer = 4 << 20
+	// readBudget is about how many bytes one read may bring, readLimit how many it cannot exceed unless it is a single entry.
+	readBudget = 8 << 20
+	readLimit  = 128 << 20
+	// firstGuess is how large entries are taken to be until some have come.
+	firstGuess = 64 << 10
 )
 
 // unsettledError says that settlements were not written when a source closed.
@@ -75,12 +75,14 @@ type source struct {
 	spareSince time.Time
 
 	// The fields below belong to the read that is under way.
-	buf      bytes.Buffer
+	buf      buffer
 	scratch  []entry
 	nextScan time.Time
 	history  string // where to go on looking for entries whose reply was cut off; "" when none can be
 	suspect  string // entries up to this id may have been given out before the group was made
-	average  int    // running average of entry sizes
+	average  int    // running average of entry sizes, in bytes
+	asked    int    // entries that the last read asked for
+	most     int    // entries that one read may bring, after some have failed; 0 for any number
 }
 
 // batch is what a read brings.
@@ -94,11 +96,12 @@ var _ transport.Source = (*source)(nil)
 // Source begins to consume a stream, from its first entry when the group is new. It makes the group, and the stream if that is
 // allowed. Each source is a consumer of its own.
 func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (transport.Source, error) {
+	if err := checkName(cfg.Subject); err != nil {
+		return nil, fmt.Errorf("consume: %w", err)
+	}
 	switch {
 	case t.isClosed():
 		return nil, fmt.Errorf("consume stream %q: %w", cfg.Subject, transport.ErrClosed)
-	case cfg.Subject == "":
-		return nil, fmt.Errorf("consume stream: %w: no name", transport.ErrRejected)
 	case cfg.Limit <= 0 || cfg.Lease < 0:
 		return nil, fmt.Errorf("consume stream %q: limit must be positive and lease not negative", cfg.Subject)
 	case !taggable(cfg.Subject) && isCluster(t.client):
@@ -119,6 +122,7 @@ func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (tra
 		over:       make(chan struct{}),
 		keeperWake: make(chan struct{}, 1),
 		keeperDone: make(chan struct{}),
+		average:    firstGuess,
 		held:       make(map[string]*delivery),
 	}
 	if s.lease == 0 {
@@ -233,8 +237,9 @@ func (s *source) read(ctx context.Context, limit int) batch {
 		// A command that go-redis reads itself makes it learn the new owner of the key.
 		err = s.t.client.XLen(ctx, s.stream).Err()
 	case !replied(err):
-		// The server may have given us entries whose reply did not arrive.
+		// The server may have given us entries whose reply did not arrive, because it was too large or slow perhaps.
 		s.history = "0-0"
+		s.most = max(1, s.asked/8)
 	}
 	if len(ds) == 0 && err != nil {
 		return batch{err: fail("read stream", s.stream, err)}
@@ -272,27 +277,38 @@ func (s *source) readSome(ctx context.Context, limit int) ([]*delivery, error) {
 // raw sends a command whose reply holds entries. It is not repeated when the connection breaks: the entries of the first reply
 // would be forgotten.
 func (s *source) raw(ctx context.Context, parse func([]byte, []entry) ([]entry, error), args ...any) ([]entry, error) {
-	if s.buf.Cap() > keepBuffer {
-		s.buf, s.scratch = bytes.Buffer{}, nil
+	if cap(s.buf.b) > keepBuffer {
+		s.scratch = nil // it points into the buffer
 	}
-	s.buf.Reset()
+	s.buf.reset()
+	if s.asked > 1 {
+		s.buf.limit = readLimit
+	}
 	cmd := redis.NewRawWriteToCmd(ctx, &s.buf, args...)
 	if err := s.t.client.Process(ctx, cmd); err != nil {
 		return nil, err
 	}
-	es, err := parse(s.buf.Bytes(), s.scratch)
+	es, err := parse(s.buf.b, s.scratch)
 	if err == nil {
 		s.scratch = es
+	}
+	if len(es) > 0 && s.most > 0 {
+		s.most *= 2
+		if s.most > s.limit {
+			s.most = 0
+		}
 	}
 	return es, err
 }
 
-// count is how many entries to ask for, so that large ones do not fill the memory.
+// count is how many entries to ask for, so that large ones neither fill the memory nor outlast the client's patience.
 func (s *source) count(limit int) int {
-	if s.average == 0 {
-		return limit
+	n := min(limit, readBudget/max(s.average, 1))
+	if s.most > 0 {
+		n = min(n, s.most)
 	}
-	return max(1, min(limit, readBudget/s.average))
+	s.asked = max(n, 1)
+	return s.asked
 }
 
 // take makes deliveries of entries. Those that are held already, and those that were deleted, are left out.
@@ -310,6 +326,7 @@ func (s *source) take(es []entry, sent int64, redelivered bool) []*delivery {
 		}
 		d := &delivery{src: s, id: e.id, redelivered: redelivered || s.suspect != "" && !less(s.suspect, e.id)}
 		d.until.Store(sent + int64(s.lease))
+		d.touched.Store(s.now())
 		if e.gone {
 			d.Ack() // takes it off the group's list
 			continue
@@ -317,7 +334,7 @@ func (s *source) take(es []entry, sent int64, redelivered bool) []*delivery {
 		decode(&d.msg, s.stream, e.fields)
 		out = append(out, d)
 	}
-	s.average = (3*s.average + size/len(es) + 3) / 4
+	s.average = max(size/len(es), (3*s.average+size/len(es)+3)/4) // up at once, down slowly
 	if s.suspect != "" && len(es) > 0 && !redelivered && less(s.suspect, es[len(es)-1].id) {
 		s.suspect = ""
 	}
@@ -368,7 +385,7 @@ func (s *source) claim(ctx context.Context, limit int) ([]*delivery, error) {
 	n := 0
 	s.mu.Lock()
 	for _, p := range list {
-		if n < limit && s.held[p.ID] == nil {
+		if n < limit && s.abandoned(p.ID) {
 			args = append(args, p.ID)
 			n++
 		}
@@ -390,12 +407,29 @@ func (s *source) claim(ctx context.Context, limit int) ([]*delivery, error) {
 	return s.take(es, sent, true), nil
 }
 
+// abandoned says whether an entry that was idle for a lease may be claimed: it is not ours, or we have it and nobody has asked
+// to keep it for as long. What we have and could not keep, for want of a server, is still worked on. Call it with mu held.
+func (s *source) abandoned(id string) bool {
+	d := s.held[id]
+	if d == nil {
+		return true
+	}
+	if d.settled.Load() || s.now()-d.touched.Load() < int64(s.lease) {
+		return false
+	}
+	d.lost.Store(true)
+	delete(s.held, id)
+	return true
+}
+
 // Extend keeps deliveries and finds out which of them are no longer ours.
 func (s *source) Extend(ctx context.Context, ds []transport.Delivery) error {
 	mine := make([]*delivery, 0, len(ds))
 	for _, x := range ds {
 		if d, ok := x.(*delivery); ok && d.src == s && !d.settled.Load() && !d.lost.Load() {
 			mine = append(mine, d)
+			d.touched.Store(s.now())
+			defer func() { d.touched.Store(s.now()) }()
 		}
 	}
 	for len(mine) > 0 {

@@ -409,7 +409,7 @@ func TestLargeEntries(t *testing.T) {
 	c, stream := shared(t)
 	tr := open(t, c)
 	src := openSource(t, tr, stream, time.Minute)
-	src.average = readBudget / 3 // as after a few entries of ten megabytes
+	src.average = readBudget / 3 // as after a few entries of three megabytes
 	numbered(t, tr, stream, 20)
 	ds, err := src.Fetch(t.Context(), 20)
 	for err == nil && len(ds) == 0 {

@@ -1,7 +1,6 @@
 package redisstream
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -26,8 +25,9 @@ type tail struct {
 	spare   []*transport.Message
 
 	// The fields below belong to the read that is under way.
-	last string
-	buf  bytes.Buffer
+	last  string
+	buf   buffer
+	count int
 }
 
 type tailed struct {
@@ -38,10 +38,13 @@ type tailed struct {
 // Tail observes a stream, which need not exist yet. What it has not read is lost to it when the stream is trimmed, or when its
 // jobs are done.
 func (t *Transport) Tail(ctx context.Context, subject string, fromStart bool) (transport.Tail, error) {
+	if err := checkName(subject); err != nil {
+		return nil, fmt.Errorf("observe: %w", err)
+	}
 	if t.isClosed() {
 		return nil, fmt.Errorf("observe stream %q: %w", subject, transport.ErrClosed)
 	}
-	tl := &tail{t: t, stream: subject, stop: make(chan struct{}), last: "0-0"}
+	tl := &tail{t: t, stream: subject, stop: make(chan struct{}), last: "0-0", count: 1}
 	// The server's own sign for now would be resolved anew by each read, and lose what is written between two of them.
 	newest, err := t.client.XRevRangeN(ctx, subject, "+", "-", 1).Result()
 	if err != nil {
@@ -90,16 +93,18 @@ func (tl *tail) Next(ctx context.Context) (*transport.Message, error) {
 
 func (tl *tail) read() tailed {
 	ctx := context.Background() // a read cannot be cancelled; it ends by itself
-	if tl.buf.Cap() > keepBuffer {
-		tl.buf = bytes.Buffer{}
+	tl.buf.reset()
+	if tl.count > 1 {
+		tl.buf.limit = readLimit
 	}
-	tl.buf.Reset()
-	cmd := redis.NewRawWriteToCmd(ctx, &tl.buf, "xread", "count", tailCount,
+	cmd := redis.NewRawWriteToCmd(ctx, &tl.buf, "xread", "count", tl.count,
 		"block", max(tl.t.cfg.Block.Milliseconds(), 1), "streams", tl.stream, tl.last)
 	if err := tl.t.client.Process(ctx, cmd); err != nil {
+		tl.count = max(1, tl.count/8) // the reply was too large or slow perhaps
 		return tailed{err: err}
 	}
-	es, err := readReply(tl.buf.Bytes(), nil)
+	tl.count = min(2*tl.count, tailCount)
+	es, err := readReply(tl.buf.b, nil)
 	if redirected(err) {
 		return tailed{err: tl.t.client.XLen(ctx, tl.stream).Err()} // go-redis learns the new owner
 	}

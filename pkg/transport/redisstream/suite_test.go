@@ -1,0 +1,56 @@
+package redisstream
+
+import (
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport/transporttest"
+)
+
+// D-23: the suite of all transports.
+func TestSuite(t *testing.T) {
+	addr := services.Redis(t)
+	transporttest.Run(t, harness(client(t, addr), func(t testing.TB) (transport.Transport, func(time.Duration)) {
+		p := transporttest.NewProxy(t, addr)
+		return openBare(t, client(t, p.Addr())), p.Cut
+	}))
+}
+
+// harness runs the suite on what c is connected to.
+func harness(c redis.UniversalClient, cuttable func(testing.TB) (transport.Transport, func(time.Duration))) transporttest.Harness {
+	return transporttest.Harness{
+		Open:       func(t testing.TB) transport.Transport { return openBare(t, c) },
+		NewSubject: services.UniqueName,
+		RawPublish: func(t testing.TB, subject string, body []byte) { xadd(t, c, subject, "data", string(body)) },
+		DropGroup: func(t testing.TB, subject string) {
+			t.Helper()
+			if err := c.XGroupDestroy(t.Context(), subject, "workers").Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		RecreateSubject: func(t testing.TB, subject string) {
+			t.Helper()
+			if err := c.Del(t.Context(), subject).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.XGroupCreateMkStream(t.Context(), subject, "other", "0").Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		OpenCuttable: cuttable,
+	}
+}
+
+// openBare makes a transport that the suite closes.
+func openBare(t testing.TB, c redis.UniversalClient) transport.Transport {
+	t.Helper()
+	tr, err := Open(t.Context(), Config{Client: c, Group: "workers", CreateStreams: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
