@@ -52,15 +52,9 @@ func drasmRequest(ctx context.Context, c *Call, m api.Module, stack []uint64) {
 }
 
 func (c *Call) drasmReply(ctx context.Context, raw []byte) []byte {
-	r, err := parseDRASM(raw)
-	if err == nil && int64(len(r.body)) > c.HTTPBytes {
-		err = &refusal{abi.HTTPLimit, fmt.Errorf("request body of %d bytes is over the limit of %d", len(r.body), c.HTTPBytes)}
-	}
-	if err == nil {
-		err = c.exchange(ctx, r)
-	}
+	err := c.exchange(ctx, func() (outgoing, error) { return parseDRASM(raw) })
 	if err != nil {
-		out := map[string]any{"_error": job.CleanText(err.Error())}
+		out := map[string]any{"_error": c.http.err}
 		if c.http.status != 0 {
 			out["status"] = c.http.status
 		}

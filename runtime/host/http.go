@@ -61,29 +61,20 @@ func httpFunctions() []function {
 
 func httpRequest(ctx context.Context, c *Call, m api.Module, stack []uint64) {
 	c.needJob("request")
-	r := outgoing{
-		method: text(m, "method", stack[0], stack[1]),
-		url:    text(m, "url", stack[2], stack[3]),
-	}
-	raw := text(m, "request headers", stack[4], stack[5])
-	body := view(m, "request body", stack[6], stack[7])
-	var err error
-	if r.header, err = parseHeaders(raw); err == nil && int64(len(body)) <= c.HTTPBytes {
-		r.body = bytes.Clone(body)
-	} else if err == nil {
-		err = &refusal{abi.HTTPLimit, fmt.Errorf("request body of %d bytes is over the limit of %d", len(body), c.HTTPBytes)}
-	}
-	if err == nil {
-		err = c.exchange(ctx, r)
-	} else {
-		c.http.status, c.http.header, c.http.lines, c.http.body = 0, nil, nil, nil
-	}
-	c.http.err = ""
+	err := c.exchange(ctx, func() (outgoing, error) {
+		r := outgoing{
+			method: text(m, "method", stack[0], stack[1]),
+			url:    text(m, "url", stack[2], stack[3]),
+			body:   view(m, "request body", stack[6], stack[7]),
+		}
+		var err error
+		r.header, err = parseHeaders(text(m, "request headers", stack[4], stack[5]))
+		return r, err
+	})
 	if err == nil {
 		stack[0] = uint64(uint32(c.http.status))
 		return
 	}
-	c.http.err = job.CleanText(err.Error())
 	stack[0] = api.EncodeI32(codeOf(err))
 }
 
@@ -129,7 +120,7 @@ func responseHeader(_ context.Context, c *Call, m api.Module, stack []uint64) {
 type outgoing struct {
 	method, url string
 	header      http.Header
-	body        []byte
+	body        []byte // may alias guest memory
 }
 
 // refusal is an error together with the number that the guest is told.
@@ -149,16 +140,20 @@ func codeOf(err error) int32 {
 	return abi.HTTPUnreachable
 }
 
-// exchange sends r and keeps the response. Its error is a *refusal; what the guest may not have or what is away is noted as
-// the call's trouble besides.
-func (c *Call) exchange(ctx context.Context, r outgoing) error {
-	c.http.status, c.http.header, c.http.lines, c.http.body = 0, nil, nil, nil
+// exchange reads a request, sends it and keeps the response. Its error is a *refusal; what the guest may not have or what is
+// away is noted as the call's trouble besides.
+func (c *Call) exchange(ctx context.Context, read func() (outgoing, error)) error {
+	c.http.status, c.http.header, c.http.lines, c.http.body, c.http.err = 0, nil, nil, nil, ""
 	c.trouble = nil
-	err := c.send(ctx, r)
+	r, err := read()
+	if err == nil {
+		err = c.send(ctx, r)
+	}
 	if err == nil {
 		return nil
 	}
-	switch code := codeOf(err); code {
+	c.http.err = job.CleanText(err.Error())
+	switch codeOf(err) {
 	case abi.HTTPDenied:
 		c.trouble = job.Errorf(job.KindDenied, "http request: %w", err)
 	case abi.HTTPLimit:
@@ -192,9 +187,12 @@ func (c *Call) send(ctx context.Context, r outgoing) error {
 	if err := c.HTTP.Check(u); err != nil {
 		return &refusal{abi.HTTPDenied, err}
 	}
+	if int64(len(r.body)) > c.HTTPBytes {
+		return &refusal{abi.HTTPLimit, fmt.Errorf("request body of %d bytes is over the limit of %d", len(r.body), c.HTTPBytes)}
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.HTTPTime)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), bytes.NewReader(r.body))
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), bytes.NewReader(bytes.Clone(r.body)))
 	if err != nil {
 		return &refusal{abi.HTTPInvalid, err}
 	}

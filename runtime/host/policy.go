@@ -36,16 +36,25 @@ func parseRule(e string) (rule, error) {
 	if strings.Contains(e, "://") || strings.ContainsAny(e, "/@?# \t") {
 		return rule{}, fmt.Errorf("want host or host:port, without scheme, path or user")
 	}
-	if a, err := netip.ParseAddr(strings.Trim(e, "[]")); err == nil {
-		return rule{host: a.Unmap().String()}, nil
+	if a, err := netip.ParseAddr(e); err == nil { // IPv6 without brackets has no port
+		return addressRule(a, "")
 	}
 	host, port := e, ""
-	if i := strings.LastIndexByte(e, ':'); i >= 0 {
+	if i := strings.LastIndexByte(e, ':'); i >= 0 && !strings.HasSuffix(e, "]") {
 		host, port = e[:i], e[i+1:]
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
 			return rule{}, fmt.Errorf("port %q is not a number from 1 to 65535", port)
 		}
-		port = strings.TrimLeft(port, "0")
+		port = strconv.FormatUint(n, 10)
+	}
+	if inner, ok := strings.CutPrefix(host, "["); ok {
+		inner, closed := strings.CutSuffix(inner, "]")
+		a, err := netip.ParseAddr(inner)
+		if !closed || err != nil {
+			return rule{}, fmt.Errorf("%s is not an address in brackets", host)
+		}
+		return addressRule(a, port)
 	}
 	r := rule{host: canonicalHost(host), port: port}
 	if rest, ok := strings.CutPrefix(r.host, "*."); ok {
@@ -60,10 +69,17 @@ func parseRule(e string) (rule, error) {
 	return r, nil
 }
 
+func addressRule(a netip.Addr, port string) (rule, error) {
+	if a.Zone() != "" {
+		return rule{}, fmt.Errorf("an address may not name an interface (%%%s)", a.Zone())
+	}
+	return rule{host: a.Unmap().String(), port: port}, nil
+}
+
 // canonicalHost brings a host name or address into the form in which they are compared.
 func canonicalHost(h string) string {
 	h = strings.TrimSuffix(strings.ToLower(h), ".")
-	if a, err := netip.ParseAddr(strings.Trim(h, "[]")); err == nil {
+	if a, err := netip.ParseAddr(h); err == nil {
 		return a.Unmap().String()
 	}
 	return h
