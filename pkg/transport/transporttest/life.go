@@ -183,6 +183,15 @@ func (s *suite) networkCut(t *testing.T) {
 	}()
 	pause(t.Context(), time.Second)
 	ackAll(ds[2:4]) // written once the network is back, or done again
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	start := time.Now()
+	if err := tr.Publisher().Publish(ctx, numbered(subject, 1)...); err == nil || transport.Permanent(err) {
+		t.Errorf("publish without a network: %v, want an error that is not permanent", err)
+	}
+	cancel()
+	if took := time.Since(start); took > s.Slack {
+		t.Errorf("publish took %v although its context had ended", took)
+	}
 	<-stop
 	for i := range 10 {
 		publish(t, tr, &transport.Message{Subject: subject, Body: fmt.Appendf(nil, "later %d", i)})
