@@ -66,7 +66,7 @@ var stores = map[string]func(context.Context, *connections) (store.Store, error)
 			return nil, err
 		}
 		n := c.cfg.NATS
-		stream := stateStream(n.Name)
+		stream := stateStream(n.Group)
 		if !n.Create {
 			if err := streamExists(ctx, nc, stream); err != nil {
 				return nil, err
@@ -183,7 +183,7 @@ func openNATS(ctx context.Context, c *connections) (transport.Transport, error) 
 	}
 	n := c.cfg.NATS
 	return jetstream.Open(ctx, jetstream.Config{
-		Conn: nc, Name: config.NATS, Group: n.Name, CreateStreams: n.Create, Replicas: n.Replicas, Memory: n.Storage == "memory",
+		Conn: nc, Name: config.NATS, Group: n.Group, CreateStreams: n.Create, Replicas: n.Replicas, Memory: n.Storage == "memory",
 		MaxAge: n.MaxAge, Log: c.log,
 	})
 }

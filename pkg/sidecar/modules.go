@@ -81,9 +81,10 @@ func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*ru
 	if err != nil {
 		return nil, err
 	}
-	limits := runtime.DefaultLimits()
-	limits.Memory, limits.Time = int64(m.Limits.Memory), m.Limits.Time
-	limits.Output, limits.Log = int64(m.Limits.Output), int64(m.Limits.Log)
+	limits := runtime.Limits{
+		Memory: int64(m.Limits.Memory), Time: m.Limits.Time, Output: int64(m.Limits.Output), Log: int64(m.Limits.Log),
+		LogLines: m.Limits.LogLines, HTTPCalls: m.Limits.HTTPRequests, HTTPBytes: int64(m.Limits.HTTPBody), HTTPTime: m.Limits.HTTPTime,
+	}
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
 		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limits, Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
 		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Interpreter: m.Engine == "interpreter",

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,16 @@ import (
 
 // ErrUnreachable says that broker or store did not answer within the connect timeout.
 var ErrUnreachable = errors.New("unreachable")
+
+// ErrConfig is in the chain of errors that only a change of the configuration, or of what it names, can mend: a data directory
+// in use, an address taken, a topic that is missing and may not be made.
+var ErrConfig = errors.New("configuration")
+
+// configError marks an error as ErrConfig without adding to its words.
+type configError struct{ error }
+
+func (e configError) Unwrap() error        { return e.error }
+func (e configError) Is(target error) bool { return target == ErrConfig }
 
 // Options are what a configuration does not say.
 type Options struct {
@@ -115,7 +127,8 @@ func (s *Sidecar) AdminAddr() string {
 }
 
 // Run connects, carries jobs until ctx ends, and drains. It returns nil after a clean drain; ErrUnreachable, wrapped, when
-// broker or store did not answer within the connect timeout; and whatever ended a route for good.
+// broker or store did not answer within the connect timeout; ErrConfig, wrapped, when they answered that this cannot work; and
+// whatever ended a route for good.
 func (s *Sidecar) Run(ctx context.Context) error {
 	defer s.modules.close()
 	// The admin server outlives the drain, so that readiness can be seen to be gone.
@@ -134,7 +147,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 
 	c, err := connect(ctx, s.cfg, s.log)
 	if err != nil {
-		return err
+		return configError{err}
 	}
 	defer c.close(s.log)
 	p, err := s.prepare(ctx, c)
@@ -200,7 +213,7 @@ func (s *Sidecar) prepare(ctx context.Context, c *connections) (*parts, error) {
 	}
 	p := &parts{transport: c.transport}
 	want := subjects(s.cfg)
-	err := s.await(ctx, limit, "broker", s.cfg.Transport, func(ctx context.Context) error {
+	err := s.await(ctx, limit, part{"broker", s.cfg.Transport}, func(ctx context.Context) error {
 		return c.transport.Prepare(ctx, want)
 	}, transport.Permanent)
 	if err != nil || ctx.Err() != nil {
@@ -209,7 +222,7 @@ func (s *Sidecar) prepare(ctx context.Context, c *connections) (*parts, error) {
 	if !needsStore(s.cfg) {
 		return p, nil
 	}
-	err = s.await(ctx, limit, "store", s.cfg.Store, func(ctx context.Context) (err error) {
+	err = s.await(ctx, limit, part{"store", s.cfg.Store}, func(ctx context.Context) (err error) {
 		p.store, err = c.openStore(ctx)
 		return err
 	}, permanentStore)
@@ -219,22 +232,49 @@ func (s *Sidecar) prepare(ctx context.Context, c *connections) (*parts, error) {
 	return p, nil
 }
 
-// await calls try until it succeeds, fails for good, or the time is up.
-func (s *Sidecar) await(ctx, limit context.Context, kind, name string, try func(context.Context) error, permanent func(error) bool) error {
-	pause := 100 * time.Millisecond
+// part is a broker or a store that has to answer before jobs are taken.
+type part struct{ kind, name string }
+
+// where is the part's address, without credentials; "" where it has none.
+func (p part) where(cfg *config.Config) string {
+	switch p.name {
+	case config.Kafka:
+		return strings.Join(cfg.Kafka.Brokers, ",")
+	case config.Redis:
+		return strings.Join(cfg.Redis.Addrs, ",")
+	case config.NATS:
+		var out []string
+		for _, u := range cfg.NATS.URLs {
+			if parsed, err := url.Parse(u); err == nil {
+				u = parsed.Redacted()
+			}
+			out = append(out, u)
+		}
+		return strings.Join(out, ",")
+	}
+	return ""
+}
+
+// await calls try until it succeeds, fails for good, or the time is up. The first tries are short, so that the log soon says
+// what is waited for.
+func (s *Sidecar) await(ctx, limit context.Context, p part, try func(context.Context) error, permanent func(error) bool) error {
+	pause, patience := 100*time.Millisecond, 2*time.Second
+	at := p.where(s.cfg)
 	for {
-		once, cancel := context.WithTimeout(limit, 10*time.Second)
+		once, cancel := context.WithTimeout(limit, patience)
+		patience = min(2*patience, 10*time.Second)
 		err := try(once)
 		cancel()
 		switch {
 		case err == nil || ctx.Err() != nil:
-			s.probe.set(kind, name, nil)
+			s.probe.set(p.kind, p.name, nil)
 			return nil
 		case permanent(err):
-			return fmt.Errorf("%s %q: %w", kind, name, err)
+			return configError{fmt.Errorf("%s %s: %w", p.kind, p.name, err)}
+		case limit.Err() == nil:
+			s.log.Warn("waiting for the "+p.kind, p.kind, p.name, "at", at, "err", err, "pause", pause)
 		}
-		s.probe.set(kind, name, err)
-		s.log.Warn("waiting for the "+kind, kind, name, "err", err, "pause", pause)
+		s.probe.set(p.kind, p.name, err)
 		t := time.NewTimer(pause)
 		select {
 		case <-t.C:
@@ -243,7 +283,7 @@ func (s *Sidecar) await(ctx, limit context.Context, kind, name string, try func(
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("%s %q is %w after %s: %w; check its address and credentials, or raise connect_timeout", kind, name, ErrUnreachable, s.cfg.ConnectTimeout, err)
+			return fmt.Errorf("%s %s at %s is %w after %s: %w; check its address and credentials, or raise connect_timeout", p.kind, p.name, at, ErrUnreachable, s.cfg.ConnectTimeout, err)
 		}
 		pause = min(2*pause, 2*time.Second)
 	}

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 )
 
 func freePort(t *testing.T) int {
