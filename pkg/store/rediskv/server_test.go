@@ -12,7 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/rediskv"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/storetest"
@@ -131,6 +131,26 @@ func TestFlush(t *testing.T) {
 	}
 	if c := <-w.Changes(); c.KV.Revision != after {
 		t.Fatalf("change %+v, want revision %d", c, after)
+	}
+}
+
+// Revisions grow when the server's clock goes back.
+func TestClockGoesBack(t *testing.T) {
+	t.Parallel()
+	opt := redis.Options{Addr: services.Redis(t)}
+	s := open(t, opt, prefix(t))
+	admin := redis.NewClient(&opt)
+	defer admin.Close()
+	ahead := time.Now().Add(24 * time.Hour).UnixMicro()
+	if err := admin.Set(t.Context(), s.prefix+"{p}r", ahead, time.Minute).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(3) {
+		txn := store.Txn{Then: []store.Op{store.Put("p/a", nil, time.Minute), store.Add("p/s", "m", 1)}[:1+i%2]}
+		r, err := s.Txn(t.Context(), txn)
+		if err != nil || r.Revision != ahead+1+i {
+			t.Fatalf("revision %d, %v; want %d", r.Revision, err, ahead+1+i)
+		}
 	}
 }
 

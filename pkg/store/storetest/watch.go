@@ -126,9 +126,11 @@ var watchCases = []testCase{
 	}},
 	{name: "expiry is seen", run: func(t *testing.T, h Harness) {
 		s := h.Open(t)
-		before := done(t, s, store.Txn{Then: []store.Op{store.Put("p/before", []byte("1"), 2*h.TTL)}})
+		// Long enough for a busy machine to begin to watch meanwhile.
+		ttl := max(2*h.TTL, 3*time.Second)
+		before := done(t, s, store.Txn{Then: []store.Op{store.Put("p/before", []byte("1"), ttl)}})
 		w := watch(t, s, "p/")
-		rev := done(t, s, store.Txn{Then: []store.Op{store.Put("p/after", []byte("1"), 4*h.TTL)}})
+		rev := done(t, s, store.Txn{Then: []store.Op{store.Put("p/after", []byte("1"), ttl+h.TTL)}})
 		wantPut(t, w, "p/after", "1", rev)
 		wantGone(t, w, "p/before", before)
 		wantGone(t, w, "p/after", rev)
