@@ -40,7 +40,7 @@ type delivery struct {
 
 	state  atomic.Int32
 	lost   atomic.Bool
-	leased atomic.Int64 // until when, in Unix nanoseconds of our clock
+	leased atomic.Int64 // until when, in nanoseconds since the transport's epoch
 }
 
 func (d *delivery) init(s *source, a arrived) {
@@ -49,7 +49,7 @@ func (d *delivery) init(s *source, a arrived) {
 	d.place = place{a.to.created, a.meta.sequence}
 	d.published, d.delivered = a.meta.published, a.meta.delivered
 	d.redelivered = a.meta.delivered > 1 || a.meta.sequence <= a.to.last
-	d.leased.Store(a.at.Add(s.lease).UnixNano())
+	d.leased.Store(int64(a.at.Add(s.lease).Sub(s.t.epoch)))
 }
 
 // Message returns the message. JetStream keeps no reply subject: see Transport.ServeRequests.
@@ -69,7 +69,7 @@ func (d *delivery) Redelivered() bool { return d.redelivered }
 
 // Lost says that another may own the message; see Source.Extend.
 func (d *delivery) Lost() bool {
-	return d.lost.Load() || d.state.Load() != settled && time.Now().UnixNano() > d.leased.Load()
+	return d.lost.Load() || d.state.Load() != settled && int64(time.Since(d.s.t.epoch)) > d.leased.Load()
 }
 
 // Ack removes the message from the queue.

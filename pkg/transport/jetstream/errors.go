@@ -16,12 +16,9 @@ import (
 
 // Codes of JetStream's API errors that need a decision and that nats.go does not name.
 const (
-	codeInsufficientResources = 10023
-	codeStorageExceeded       = 10047
-	codeSubjectOverlap        = 10065
-	codeMaxPerSubject         = 10077
-	codeWorkQueueNotUnique    = 10099
-	codeWorkQueueFilter       = 10100
+	codeSubjectOverlap      = 10065
+	codeWorkQueueUnfiltered = 10099
+	codeWorkQueueNotUnique  = 10100
 )
 
 // apiError is the part of a JetStream response that says what went wrong.
@@ -39,7 +36,8 @@ func classify(err error) error {
 		return fmt.Errorf("%w: enable JetStream on the server and for the account: %w", err, transport.ErrUnsupported)
 	case errors.As(err, &ae):
 		return kindOf(err, &apiError{Code: ae.Code, ErrCode: int(ae.ErrorCode), Description: ae.Description})
-	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrBadSubject),
+	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrAuthorization),
+		errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, jetstream.ErrInvalidSubject):
 		return fmt.Errorf("%w: %w", err, transport.ErrRejected)
 	case errors.Is(err, nats.ErrMaxPayload):
@@ -49,13 +47,12 @@ func classify(err error) error {
 }
 
 // kindOf joins err with what ae makes of it. The server's 4xx are about what was asked and do not pass; a store that is full
-// does, and so do 404s, which a stream that is made again cures.
+// (5xx) does, and so do consumers and streams that are gone, which are made again.
 func kindOf(err error, ae *apiError) error {
 	switch ae.ErrCode {
 	case int(jetstream.JSErrCodeStreamMessageExceedsMaximum):
 		return fmt.Errorf("%w: %w", err, transport.ErrTooLarge)
-	case codeInsufficientResources, codeStorageExceeded, codeMaxPerSubject,
-		int(jetstream.JSErrCodeConsumerNotFound), int(jetstream.JSErrCodeStreamNotFound):
+	case int(jetstream.JSErrCodeConsumerNotFound), int(jetstream.JSErrCodeStreamNotFound):
 		return err
 	}
 	if ae.Code >= 400 && ae.Code < 500 && ae.Code != 408 && ae.Code != 429 {

@@ -41,9 +41,9 @@ type call struct {
 
 // batch is what one Publish waits for; the publisher's mutex guards it.
 type batch struct {
-	left int
-	err  error
-	done chan struct{}
+	left, failed int
+	err          error
+	done         chan struct{}
 }
 
 func newPublisher(t *Transport) (*publisher, error) {
@@ -96,7 +96,7 @@ func (p *publisher) publish(ctx context.Context, msgs []*nats.Msg) error {
 	}
 	for len(msgs) > 0 {
 		n := min(len(msgs), backlog/4) // a call larger than the backlog would wait for itself
-		if err := p.send(ctx, msgs[:n]); err != nil {
+		if err := p.send(ctx, msgs[:n], false); err != nil {
 			return err
 		}
 		msgs = msgs[n:]
@@ -119,8 +119,8 @@ func (t *Transport) check(m *nats.Msg) error {
 	return nil
 }
 
-// send writes msgs and waits for all their acknowledgements.
-func (p *publisher) send(ctx context.Context, msgs []*nats.Msg) error {
+// send writes msgs and waits for all their acknowledgements; again says that they have been sent before.
+func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
 	}
@@ -174,12 +174,18 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg) error {
 		return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, ctx.Err())
 	}
 	p.mu.Lock()
-	err := b.err
+	err, failed := b.err, b.failed
 	p.mu.Unlock()
-	if errors.Is(err, nats.ErrNoResponders) {
-		return p.unheld(ctx, msgs)
+	if !errors.Is(err, nats.ErrNoResponders) {
+		return err
 	}
-	return err
+	if err := p.unheld(ctx, msgs); err != nil {
+		return err
+	}
+	if failed < len(msgs) || again {
+		return err // transient: some were stored, and whether they may be sent twice is for the caller to say
+	}
+	return p.send(ctx, msgs, true)
 }
 
 // drop forgets the calls of a batch that nobody waits for any more.
@@ -191,21 +197,22 @@ func (p *publisher) drop(first uint64, n int) {
 	p.mu.Unlock()
 }
 
-// unheld finds out why nothing answered: a subject without a stream, or a server that is not ready.
+// unheld finds out why nothing answered: a subject without a stream, or a server that is not ready. A stream that we have made,
+// or might have, is made again.
 func (p *publisher) unheld(ctx context.Context, msgs []*nats.Msg) error {
 	for i, m := range msgs {
 		if i > 0 && m.Subject == msgs[i-1].Subject {
 			continue
 		}
 		err := p.t.api(ctx, fmt.Sprintf("publish to %q", m.Subject), func(ctx context.Context) error {
-			_, err := p.t.streamFor(ctx, m.Subject, nil)
+			_, err := p.t.streamFor(ctx, m.Subject, p.t.wanted(m.Subject))
 			return err
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("publish to %q: %w", msgs[0].Subject, nats.ErrNoResponders)
+	return nil
 }
 
 // answered takes an acknowledgement.
@@ -226,8 +233,11 @@ func (p *publisher) answered(m *nats.Msg) {
 
 // end counts a call as over.
 func (c *call) end(err error) {
-	if err != nil && c.b.err == nil {
-		c.b.err = err
+	if err != nil {
+		c.b.failed++
+		if c.b.err == nil {
+			c.b.err = err
+		}
 	}
 	if c.b.left--; c.b.left == 0 {
 		close(c.b.done)
@@ -303,7 +313,8 @@ func (p *publisher) close() error {
 	return nil
 }
 
-// awaitConnection waits until the connection is up, and says why it is not.
+// awaitConnection waits until the connection is up, and says why it is not. Refused credentials are no reason to give up: they
+// may be mended on the server. See Prepare.
 func (t *Transport) awaitConnection(ctx context.Context) error {
 	for !t.nc.IsConnected() {
 		last := t.nc.LastError()
@@ -311,7 +322,7 @@ func (t *Transport) awaitConnection(ctx context.Context) error {
 		case t.nc.IsClosed():
 			return fmt.Errorf("connection to NATS: %w", transport.ErrClosed)
 		case errors.Is(last, nats.ErrAuthorization), errors.Is(last, nats.ErrAuthExpired), errors.Is(last, nats.ErrAuthRevoked):
-			return fmt.Errorf("connection to NATS: the server refuses the credentials: %w: %w", last, transport.ErrRejected)
+			return fmt.Errorf("connection to NATS: the server refuses the credentials: %w", last)
 		}
 		select {
 		case <-ctx.Done():

@@ -111,8 +111,9 @@ func (p *pull) doubtLocked(pause time.Duration) {
 	}
 }
 
-// fetch waits for messages and returns at most limit of them. One goroutine calls it.
-func (p *pull) fetch(ctx context.Context, limit int) ([]arrived, error) {
+// fetch waits for messages and hands at most limit of them to take, which must not call back. One goroutine calls it. What take
+// was given before close returned, close does not return.
+func (p *pull) fetch(ctx context.Context, limit int, take func([]arrived)) error {
 	var timer *time.Timer
 	defer func() {
 		if timer != nil {
@@ -122,16 +123,15 @@ func (p *pull) fetch(ctx context.Context, limit int) ([]arrived, error) {
 	lostAt := time.Time{}
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("fetch %s: %w", p.what, err)
+			return fmt.Errorf("fetch %s: %w", p.what, err)
 		}
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, fmt.Errorf("fetch %s: %w", p.what, transport.ErrClosed)
+			return fmt.Errorf("fetch %s: %w", p.what, transport.ErrClosed)
 		}
 		if n := min(limit, len(p.ready)); n > 0 {
-			out := make([]arrived, n)
-			copy(out, p.ready)
+			take(p.ready[:n])
 			clear(p.ready[:n])
 			if p.ready = p.ready[n:]; len(p.ready) == 0 {
 				p.ready = nil
@@ -141,7 +141,7 @@ func (p *pull) fetch(ctx context.Context, limit int) ([]arrived, error) {
 			if !stale {
 				p.ask(limit - n) // the server goes on while the caller works
 			}
-			return out, nil
+			return nil
 		}
 		rebind, pause := p.gen == nil || p.stale, time.Until(p.notYet)
 		if !rebind && p.gen.credit > 0 && time.Since(p.gen.heard) > pullSilence {
@@ -158,13 +158,13 @@ func (p *pull) fetch(ctx context.Context, limit int) ([]arrived, error) {
 				lostAt = time.Now()
 			}
 			if wait = disconnectedPatience - time.Since(lostAt); wait <= 0 {
-				return nil, fmt.Errorf("fetch %s: connection to NATS: %w", p.what, nats.ErrDisconnected)
+				return fmt.Errorf("fetch %s: connection to NATS: %w", p.what, nats.ErrDisconnected)
 			}
 		case rebind && pause > 0:
 			wait = pause
 		case rebind:
 			if err := p.begin(ctx); err != nil {
-				return nil, err
+				return err
 			}
 			continue
 		default:

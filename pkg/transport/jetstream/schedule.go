@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,25 +62,26 @@ func (t *Transport) schedule(ctx context.Context, after time.Duration, moved *tr
 	m.Subject = t.scheduleSubject(atToken, hash(home+" "+id)+hash(id))
 	m.Header.Set(headerMoveID, id)
 	// The server's clock decides; a schedule in whole seconds would come too early.
-	due := time.Now().Add(after + max(0, time.Duration(t.skew.Load())))
+	due := time.Now().Add(after + t.ahead(ctx))
 	m.Header.Set(jetstream.ScheduleHeader, "@at "+due.UTC().Format(time.RFC3339Nano))
 	m.Header.Set(jetstream.ScheduleTargetHeader, t.scheduleSubject(dueToken, home))
-	err := t.pub.publish(ctx, []*nats.Msg{m})
-	if err != nil && errors.Is(err, transport.ErrRejected) && t.cfg.CreateStreams {
-		// The stream may have been deleted while we run.
-		made := t.api(ctx, "make the stream of delayed messages", func(ctx context.Context) error {
-			_, err := t.streamFor(ctx, t.scheduleSubject(dueToken, ">"), t.scheduleStream())
-			return err
-		})
-		if made != nil {
-			return made
-		}
-		err = t.pub.publish(ctx, []*nats.Msg{m})
-	}
-	if err != nil {
+	if err := t.pub.publish(ctx, []*nats.Msg{m}); err != nil {
 		return fmt.Errorf("move a job of %q by %v: %w", home, after, err)
 	}
 	return nil
+}
+
+// ahead is the most by which the server's clock is ahead of ours, negative when it is behind. Clocks drift, so it is measured
+// again from time to time.
+func (t *Transport) ahead(ctx context.Context) time.Duration {
+	if last := t.skewed.Load(); last == 0 || time.Since(t.epoch)-time.Duration(last) > time.Minute {
+		// Without an answer the old figure has to do: the publish that follows will tell what is wrong.
+		_ = t.api(ctx, "ask for the server's clock", func(ctx context.Context) error {
+			_, err := t.streamInfo(ctx, t.scheduleStream().Name)
+			return err
+		})
+	}
+	return time.Duration(t.skew.Load())
 }
 
 func isTooLarge(err error) bool { return errors.Is(err, transport.ErrTooLarge) }
@@ -139,7 +141,8 @@ func (m *mover) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		as, err := m.pull.fetch(ctx, moverWindow-len(slots))
+		var as []arrived
+		err := m.pull.fetch(ctx, moverWindow-len(slots), func(ready []arrived) { as = slices.Clone(ready) })
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, transport.ErrClosed) {
 				return

@@ -88,7 +88,7 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 				FilterSubject: s.cfg.Subject, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
 				AckWait: s.lease, MaxDeliver: -1, MaxAckPending: -1,
 			})
-			if isCode(err, codeWorkQueueNotUnique) || isCode(err, codeWorkQueueFilter) {
+			if isCode(err, codeWorkQueueUnfiltered) || isCode(err, codeWorkQueueNotUnique) {
 				return fmt.Errorf("stream %q has work-queue retention and another consumer for the same subjects: delete that "+
 					"consumer, or give the stream interest or limits retention so that several routes may read it: %w", name, err)
 			}
@@ -132,10 +132,13 @@ func durableName(group, route string, created int64) string {
 
 // Fetch waits for messages and returns at most limit of them.
 func (s *source) Fetch(ctx context.Context, limit int) ([]transport.Delivery, error) {
-	as, err := s.pull.fetch(ctx, limit)
-	if err != nil {
-		return nil, err
-	}
+	var ds []transport.Delivery
+	err := s.pull.fetch(ctx, limit, func(as []arrived) { ds = s.hand(as) })
+	return ds, err
+}
+
+// hand makes deliveries, which are out from now on.
+func (s *source) hand(as []arrived) []transport.Delivery {
 	ds := make([]transport.Delivery, len(as))
 	block := make([]delivery, len(as))
 	s.mu.Lock()
@@ -143,15 +146,14 @@ func (s *source) Fetch(ctx context.Context, limit int) ([]transport.Delivery, er
 	for i, a := range as {
 		d := &block[i]
 		d.init(s, a)
-		at := place{a.to.created, a.meta.sequence}
-		if old := s.out[at]; old != nil {
+		if old := s.out[d.place]; old != nil {
 			old.lost.Store(true) // its lease ran out and the server gave it to us again
 		}
-		s.out[at] = d
+		s.out[d.place] = d
 		s.final = a.msg.Reply
 		ds[i] = d
 	}
-	return ds, nil
+	return ds
 }
 
 // Extend tells the server that work goes on. What it confirms is that the server has heard; it does not say who owns a message.
@@ -182,7 +184,7 @@ func (s *source) Extend(ctx context.Context, ds []transport.Delivery) error {
 			return fmt.Errorf("extend the leases of route %q: %w", s.cfg.Route, err)
 		}
 	}
-	until := begun.Add(s.lease).UnixNano()
+	until := int64(begun.Add(s.lease).Sub(s.t.epoch))
 	for _, d := range kept {
 		d.leased.Store(until)
 	}

@@ -29,7 +29,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 	wait, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	if err := t.awaitConnection(wait); err != nil {
-		return fmt.Errorf("prepare: %w", err)
+		return fmt.Errorf("prepare: %w", classify(err)) // here at the start, credentials that are refused need the operator
 	}
 	if v := t.nc.ConnectedServerVersion(); older(v, minVersion) {
 		return fmt.Errorf("NATS server %s at %s is too old: %s or newer is needed for scheduled messages: %w",
@@ -74,6 +74,9 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 			errs = append(errs, err)
 		}
 	}
+	t.mu.Lock()
+	t.sinks = slices.Clone(s.Sinks)
+	t.mu.Unlock()
 	for _, subject := range broadFirst(s.Sources) {
 		hold(subject, t.jobStream(subject))
 	}
@@ -124,6 +127,32 @@ func (t *Transport) stream(subject string) *jetstream.StreamConfig {
 		c.Storage = jetstream.MemoryStorage
 	}
 	return c
+}
+
+// wanted is the stream that Prepare makes or made for a subject, or nil: it may be made again when it was deleted.
+func (t *Transport) wanted(subject string) *jetstream.StreamConfig {
+	t.mu.Lock()
+	var source, sink string
+	for s := range t.retained {
+		if covers(s, subject) && (source == "" || covers(s, source)) {
+			source = s
+		}
+	}
+	for _, s := range t.sinks {
+		if covers(s, subject) && (sink == "" || covers(s, sink)) {
+			sink = s
+		}
+	}
+	t.mu.Unlock()
+	switch schedules := t.scheduleStream(); {
+	case slices.ContainsFunc(schedules.Subjects, func(s string) bool { return covers(s, subject) }):
+		return schedules
+	case source != "":
+		return t.jobStream(source)
+	case sink != "":
+		return t.resultStream(sink)
+	}
+	return nil
 }
 
 // streamName names the stream that is made for a subject.
@@ -211,8 +240,12 @@ func (t *Transport) streamInfo(ctx context.Context, name string) (*jetstream.Str
 	}
 	info := s.CachedInfo()
 	if !info.TimeStamp.IsZero() {
-		// The answer was made after the question was asked, so this is the most that the server can be ahead.
-		t.skew.Store(int64(info.TimeStamp.Sub(begun)))
+		// The answer was made after the question was asked, so this is the most that the server can be ahead. A slow answer says
+		// little, and the first one must do.
+		if t.skewed.Load() == 0 || time.Since(begun) < 50*time.Millisecond {
+			t.skew.Store(int64(info.TimeStamp.Sub(begun)))
+			t.skewed.Store(int64(time.Since(t.epoch)))
+		}
 	}
 	return info, nil
 }

@@ -1,9 +1,11 @@
 package jetstream
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -12,7 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -229,5 +231,55 @@ func TestParseMeta(t *testing.T) {
 		if got := fmt.Sprint(m, ok); got != want {
 			t.Errorf("%s: %s, want %s", reply, got, want)
 		}
+	}
+}
+
+// A server that is too old is named, with the version that is needed.
+func TestOldServer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		_ = l.Close()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "INFO {\"server_id\":\"X\",\"version\":\"2.11.9\",\"headers\":true,\"max_payload\":1048576,\"proto\":1}\r\n")
+		for lines := bufio.NewScanner(c); lines.Scan(); {
+			if lines.Text() == "PING" {
+				fmt.Fprint(c, "PONG\r\n")
+			}
+		}
+	})
+	tr := open(t, dial(t, ConnectConfig{URLs: []string{l.Addr().String()}}))
+	err = tr.Prepare(t.Context(), transport.Subjects{})
+	if !errors.Is(err, transport.ErrUnsupported) || !strings.Contains(err.Error(), "2.11.9") || !strings.Contains(err.Error(), "2.12.0 or newer is needed") {
+		t.Errorf("Prepare: %v", err)
+	}
+}
+
+// A stream that Prepare made and somebody deleted is made again by the next publish.
+func TestResultStreamMadeAgain(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sinks: []string{"results.>"}})
+	if err := tr.js.DeleteStream(t.Context(), streamName("results.>")); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, tr, "results.a", "1", "2")
+	info, err := tr.streamInfo(t.Context(), streamName("results.>"))
+	if err != nil || info.State.Msgs != 2 || info.Config.Retention != jetstream.LimitsPolicy {
+		t.Errorf("%+v %v", info, err)
+	}
+	if err := tr.Publisher().Publish(t.Context(), &transport.Message{Subject: "other"}); !errors.Is(err, transport.ErrRejected) {
+		t.Errorf("publish to a subject that nobody wants: %v", err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport/transporttest"
 )

@@ -75,7 +75,9 @@ type Transport struct {
 	rep      *replier
 	denials  denials
 	maxBytes atomic.Int64
+	epoch    time.Time    // what leases are counted from, by the monotonic clock
 	skew     atomic.Int64 // the most by which the server's clock may be ahead of ours, in nanoseconds
+	skewed   atomic.Int64 // when that was measured, in nanoseconds since epoch
 
 	watchDone chan struct{}
 	stop      context.CancelFunc
@@ -87,6 +89,7 @@ type Transport struct {
 	requests map[*requests]struct{}
 	mover    *mover
 	retained map[string]jetstream.RetentionPolicy // of the streams to make for job subjects
+	sinks    []string                             // result and dead-letter subjects
 }
 
 // routeRef is where a route's consumer is.
@@ -123,6 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Transport, error) {
 	}
 	t := &Transport{
 		cfg: cfg, nc: cfg.Conn, js: js, log: cfg.Log.With("transport", cfg.Name),
+		epoch:     time.Now(),
 		watchDone: make(chan struct{}),
 		pulls:     make(map[*pull]struct{}),
 		routes:    make(map[string]routeRef),
