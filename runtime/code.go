@@ -114,7 +114,8 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 			err = fmt.Errorf("compile: the compiler panicked: %v; try engine: interpreter", p)
 		}
 	}()
-	if c.memory, err = inspect(cfg.Wasm, c.key.pages); err != nil {
+	var wasm []byte
+	if wasm, c.memory, err = inspect(cfg.Wasm, c.key.pages); err != nil {
 		return err
 	}
 	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
@@ -128,11 +129,11 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 		WithCloseOnContextDone(true).
 		WithDebugInfoEnabled(false))
 	start := time.Now()
-	c.compiled, err = c.rt.CompileModule(ctx, cfg.Wasm)
+	c.compiled, err = c.rt.CompileModule(ctx, wasm)
 	if err != nil && e.cfg.CacheDir != "" && strings.HasPrefix(err.Error(), "compilationcache:") {
 		e.cfg.Log.Warn("compilation cache is damaged; emptying it", "dir", e.cfg.CacheDir, "module", cfg.Name, "err", err)
 		if err = emptyCache(e.cfg.CacheDir); err == nil {
-			c.compiled, err = c.rt.CompileModule(ctx, cfg.Wasm)
+			c.compiled, err = c.rt.CompileModule(ctx, wasm)
 		}
 	}
 	if err != nil {
@@ -163,9 +164,6 @@ func emptyCache(dir string) error {
 
 // read takes down what the module imports and exports.
 func (c *code) read() error {
-	if n := len(c.compiled.ImportedMemories()); n > 0 {
-		return errors.New("it imports a memory; build it so that it has and exports its own")
-	}
 	for _, d := range c.compiled.ImportedFunctions() {
 		module, name, _ := d.Import()
 		c.imports = append(c.imports, Func{Module: module, Name: name, Type: typeOf(d)})

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/examples/guests"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -73,8 +74,10 @@ func TestLoadRefuses(t *testing.T) {
 		{"later capability", moduleOf(typeVoid, importKV, oneFunction, fivePages, "\x07\x01\x06handle\x00\x01", oneBody), nil, []string{"a capability that this version does not have"}},
 		{"old wasi", moduleOf(typeVoid, importOld, oneFunction, fivePages, "\x07\x01\x06handle\x00\x01", oneBody), nil, []string{"build for wasip1"}},
 		{"imports without memory", moduleOf(typeVoid, importNew, oneFunction, "\x07\x01\x06handle\x00\x01", oneBody), nil, []string{"has no memory"}},
-		{"imported memory", moduleOf(typeVoid, importMem, oneFunction, handleIs0, oneBody), nil, []string{"imports a memory"}},
-		{"large table", moduleOf(typeVoid, oneFunction, tableOf2M, handleIs0, oneBody), nil, []string{"table of 2097152 elements"}},
+		{"imported memory", moduleOf(typeVoid, importMem, oneFunction, handleIs0, oneBody), nil, []string{`imports the memory "env"."memory"`, "only functions"}},
+		{"imported global", moduleOf(typeVoid, "\x02\x01\x03env\x01g\x03\x7f\x00", oneFunction, handleIs0, oneBody), nil, []string{`imports the global "env"."g"`}},
+		{"17 tables", moduleOf(typeVoid, oneFunction, "\x04\x11"+strings.Repeat("\x70\x00\x00", 17), handleIs0, oneBody), nil, []string{"17 tables"}},
+		{"large table", moduleOf(typeVoid, oneFunction, tableOf2M, handleIs0, oneBody), nil, []string{"tables of 2097152 elements"}},
 		{"minimum above the limit", moduleOf(typeVoid, oneFunction, fivePages, handleIs0, oneBody), func(c *runtime.ModuleConfig) { c.Limits.Memory = 256 << 10 }, []string{"needs 320 KiB of memory", "its limit is 256 KiB", "limits.memory"}},
 		{"digest", good, func(c *runtime.ModuleConfig) { c.Digest = strings.Repeat("0", 64) }, []string{"sha256 is", "want 0000"}},
 		{"no name", good, func(c *runtime.ModuleConfig) { c.Name = "" }, []string{"no name"}},
@@ -265,4 +268,28 @@ func TestCacheCorrupt(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzLoad: no bytes harm the process, neither when they are loaded nor when they are run.
+func FuzzLoad(f *testing.F) {
+	for _, name := range guests.Names() {
+		f.Add(guests.Bytes(name))
+	}
+	f.Add(moduleOf(typeVoid, oneFunction, tableOf2M, handleIs0, oneBody))
+	e, _ := open(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := e.Load(t.Context(), runtime.ModuleConfig{Name: "fuzz", Wasm: b, Limits: small()})
+		if err != nil {
+			return
+		}
+		defer m.Close(t.Context())
+		_, err = m.Run(t.Context(), newJob("x"))
+		checkGuestsFault(t, err)
+	})
+}
+
+func small() runtime.Limits {
+	l := runtime.DefaultLimits()
+	l.Memory, l.Time = 2<<20, 100*time.Millisecond
+	return l
 }
