@@ -190,7 +190,7 @@ func (s *source) revoke(m map[string][]int32) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
 	defer cancel()
-	if err := s.commit(ctx, ps); err != nil {
+	if err := s.lastCommit(ctx, ps); err != nil {
 		s.t.log.Warn("partitions were given up without a commit; what was settled last will be delivered again", "topic", s.topics[0], "err", err)
 	}
 	for _, p := range ps {
@@ -253,6 +253,7 @@ func (s *source) wantCommit() {
 // committer writes watermarks: at once after a pause, else every commit interval; and larger bounds at once.
 func (s *source) committer() {
 	var last time.Time
+	failures := 0
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -284,11 +285,14 @@ func (s *source) committer() {
 		err := s.commit(ctx, ps)
 		cancel()
 		last = time.Now()
-		if err != nil && s.ctx.Err() == nil {
+		if err == nil {
+			failures = 0
+		} else if s.ctx.Err() == nil {
 			if !rebalancing(err) {
 				s.fail(s.t.describe("commit to group "+s.group, err))
 			}
-			pause.Reset(s.t.cfg.CommitInterval)
+			pause.Reset(min(s.t.cfg.CommitInterval<<failures, 2*time.Second))
+			failures = min(failures+1, 8)
 			select {
 			case <-pause.C:
 			case <-s.ctx.Done():
@@ -299,10 +303,25 @@ func (s *source) committer() {
 	}
 }
 
+// lastCommit commits before partitions are given up. While the group is in motion it tries again, for as long as revoked
+// partitions may take to drain.
+func (s *source) lastCommit(ctx context.Context, ps []*partition) error {
+	for began := time.Now(); ; {
+		err := s.commit(ctx, ps)
+		if err == nil || !rebalancing(err) || ctx.Err() != nil || time.Since(began) > s.drain {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // rebalancing says that a commit failed because the group is in motion; it is made again, or by the next owner.
 func rebalancing(err error) bool {
 	return errors.Is(err, kerr.RebalanceInProgress) || errors.Is(err, kerr.IllegalGeneration) ||
-		errors.Is(err, kerr.UnknownMemberID) || errors.Is(err, kerr.StaleMemberEpoch) || errors.Is(err, kerr.FencedMemberEpoch)
+		errors.Is(err, kerr.UnknownMemberID) || errors.Is(err, kerr.GroupIDNotFound) || errors.Is(err, kerr.StaleMemberEpoch) || errors.Is(err, kerr.FencedMemberEpoch)
 }
 
 // commit writes the watermarks that moved and the bounds that are wanted.

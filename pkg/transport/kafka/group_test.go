@@ -203,17 +203,8 @@ func TestKilledMember(t *testing.T) {
 	dying.Dial = net.dial
 	tr := open(t, cfg)
 	prepare(t, tr, topic)
-	a, b := openSource(t, tr, topic), func() *source {
-		tr, err := Open(t.Context(), dying)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := tr.Source(t.Context(), transport.SourceConfig{Route: "r", Subject: topic, Limit: 10})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.(*source)
-	}()
+	a := openSource(t, tr, topic)
+	b := openSource(t, open(t, dying), topic)
 	await(t, "a partition each", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -229,7 +220,7 @@ func TestKilledMember(t *testing.T) {
 		d.Ack()
 	}
 	t.Logf("all went on after %v", time.Since(began))
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > 15*time.Second { // promised are ten, on a machine that is not busy
 		t.Errorf("the dead member's partition went on after %v", took)
 	}
 	crash(b)

@@ -44,13 +44,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 		return fmt.Errorf("kafka: these topics are missing: %s; make them, or set create and grant CREATE on them %s: %w",
 			strings.Join(missing, ", "), t.cfg.SASL.who(), transport.ErrRejected)
 	}
-	isDelay := func(topic string) bool { return slices.Contains(delays, topic) }
-	plain := slices.DeleteFunc(slices.Clone(missing), isDelay)
-	if err := t.createTopics(ctx, plain, int32(t.cfg.Partitions), nil); err != nil {
-		return err
-	}
-	late := slices.DeleteFunc(slices.Clone(missing), func(topic string) bool { return !isDelay(topic) })
-	if err := t.createTopics(ctx, late, delayPartitions, t.delayConfig()); err != nil {
+	if err := t.createTopics(ctx, missing); err != nil {
 		return err
 	}
 	return t.findLimits(ctx, s, delays)
@@ -100,8 +94,19 @@ func (t *Transport) missing(ctx context.Context, topics []string) ([]string, err
 	return missing, nil
 }
 
-// createTopics makes topics and waits until they have leaders.
-func (t *Transport) createTopics(ctx context.Context, topics []string, partitions int32, config map[string]*string) error {
+// createTopics makes topics, delay topics in their own way, and waits until they have leaders.
+func (t *Transport) createTopics(ctx context.Context, topics []string) error {
+	delays := t.delayTopics()
+	isDelay := func(topic string) bool { return slices.Contains(delays, topic) }
+	jobs := slices.DeleteFunc(slices.Clone(topics), isDelay)
+	if err := t.createAlike(ctx, jobs, int32(t.cfg.Partitions), nil); err != nil {
+		return err
+	}
+	late := slices.DeleteFunc(slices.Clone(topics), func(topic string) bool { return !isDelay(topic) })
+	return t.createAlike(ctx, late, delayPartitions, t.delayConfig())
+}
+
+func (t *Transport) createAlike(ctx context.Context, topics []string, partitions int32, config map[string]*string) error {
 	if len(topics) == 0 {
 		return nil
 	}

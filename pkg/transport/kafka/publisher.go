@@ -251,7 +251,7 @@ func (p *publisher) mend(ctx context.Context, topic string, began time.Time, err
 	case isPurged(err):
 		return true // by another call's mending, while this record was buffered
 	case errors.Is(err, kerr.UnknownTopicOrPartition) && p.t.cfg.CreateTopics:
-		return p.t.createTopics(ctx, []string{topic}, int32(p.t.cfg.Partitions), nil) == nil
+		return p.t.createTopics(ctx, []string{topic}) == nil
 	}
 	return false
 }

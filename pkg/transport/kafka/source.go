@@ -92,7 +92,8 @@ func newSource(t *Transport, cfg sourceConfig) (*source, error) {
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.FetchMaxWait(5 * time.Second),
+		// A partition that is new, or fetched again after a pause, waits for the fetch of its broker's others to end.
+		kgo.FetchMaxWait(250 * time.Millisecond),
 		kgo.FetchMinBytes(1),
 		kgo.FetchMaxBytes(fetchBytes),
 		kgo.DisableAutoCommit(), // it would write over our metadata
@@ -315,6 +316,7 @@ func (s *source) hasRoom() bool {
 func (s *source) queue(fs kgo.Fetches) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.err = nil // what failed before has mended
 	fs.EachPartition(func(f kgo.FetchTopicPartition) {
 		if f.Err != nil {
 			s.fetchError(f.Topic, f.Partition, f.Err)
@@ -460,7 +462,7 @@ func (s *source) Close(ctx context.Context) error {
 		}
 		s.ring = nil
 		s.mu.Unlock()
-		if err := s.commit(ctx, ps); err != nil {
+		if err := s.lastCommit(ctx, ps); err != nil {
 			s.closeErr = s.t.describe("commit what is settled of "+s.topics[0], err)
 		}
 		for _, p := range ps {

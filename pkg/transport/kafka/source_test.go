@@ -25,7 +25,7 @@ func crash(s *source) {
 	s.t.forget(s)
 }
 
-// D-06: only what is settled without a gap is committed, whatever else is done.
+// D-15: only what is settled without a gap is committed, whatever else is done.
 func TestSettledOutOfOrderThenCrash(t *testing.T) {
 	t.Parallel()
 	topic := unique(t)
@@ -91,7 +91,7 @@ func TestCleanRestartIsNoRedelivery(t *testing.T) {
 	d.Ack()
 }
 
-// One slow job does not delay those behind it on its partition.
+// D-15: one slow job does not delay those behind it on its partition.
 func TestHeadOfLine(t *testing.T) {
 	t.Parallel()
 	topic := unique(t)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport/transporttest"
@@ -30,8 +31,9 @@ func runSuite(t *testing.T, protocol string) {
 	group := func(t testing.TB) string { // the transports of one case share a group
 		return fmt.Sprintf("%s-%x", run, sha256.Sum256([]byte(t.Name())))
 	}
-	transporttest.Run(t, transporttest.Harness{
+	h := transporttest.Harness{
 		Watermark: true,
+		Lease:     500 * time.Millisecond, // there is none: a member holds its messages for as long as it lives
 		Open: func(t testing.TB) transport.Transport {
 			c := cfg(t)
 			c.Group = group(t)
@@ -67,5 +69,31 @@ func runSuite(t *testing.T, protocol string) {
 			_, adm := admin(t, brokers)
 			recreate(t, adm, subject)
 		},
+	}
+	if protocol == "classic" { // members of the other cannot be thrown out
+		h.DropGroup = func(t testing.TB, _ string) { dropGroup(t, brokers, group(t)) }
+	}
+	transporttest.Run(t, h)
+}
+
+// dropGroup throws a group's members out and deletes it.
+func dropGroup(t testing.TB, brokers []string, group string) {
+	t.Helper()
+	cl, adm := admin(t, brokers)
+	await(t, "deletion of the group "+group, func() bool {
+		groups, err := adm.DescribeGroups(t.Context(), group)
+		if err != nil {
+			return false
+		}
+		leave := kmsg.NewPtrLeaveGroupRequest()
+		leave.Group = group
+		for _, m := range groups[group].Members {
+			member := kmsg.NewLeaveGroupRequestMember()
+			member.MemberID = m.MemberID
+			leave.Members = append(leave.Members, member)
+		}
+		_, _ = leave.RequestWith(t.Context(), cl) // a member may have gone by itself
+		_, err = adm.DeleteGroup(t.Context(), group)
+		return err == nil
 	})
 }
