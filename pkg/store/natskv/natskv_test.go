@@ -1,11 +1,13 @@
 package natskv_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
@@ -25,11 +27,20 @@ type opened struct {
 
 func open(t testing.TB, connect func(t testing.TB) *nats.Conn, cfg natskv.Config) *opened {
 	t.Helper()
-	s, err := natskv.Open(t.Context(), connect(t), cfg)
+	nc := connect(t)
+	s, err := natskv.Open(t.Context(), nc, cfg)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() {
+		_ = s.Close()
+		// The server is shared with other tests. Who opened the stream second finds it gone.
+		if js, err := jetstream.New(nc); err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			_ = js.DeleteStream(ctx, cfg.Stream)
+		}
+	})
 	return &opened{Store: s, connect: connect, cfg: cfg}
 }
 
@@ -62,7 +73,7 @@ func embedded(t testing.TB) func(t testing.TB) *nats.Conn {
 	return func(t testing.TB) *nats.Conn { return connect(t, "", nats.InProcessServer(srv)) }
 }
 
-func harness(t testing.TB, conn func(t testing.TB) *nats.Conn) storetest.Harness {
+func harness(conn func(t testing.TB) *nats.Conn) storetest.Harness {
 	return storetest.Harness{
 		Open: func(t testing.TB) store.Store { return open(t, conn, config(t)) },
 		Reopen: func(t testing.TB, s store.Store) store.Store {
@@ -82,13 +93,13 @@ func config(t testing.TB) natskv.Config { return natskv.Config{Stream: services.
 
 func TestStoreEmbedded(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, harness(t, embedded(t)))
+	storetest.Run(t, harness(embedded(t)))
 }
 
 func TestStoreServer(t *testing.T) {
 	t.Parallel()
 	addr := services.NATS(t)
-	h := harness(t, func(t testing.TB) *nats.Conn { return connect(t, "nats://"+addr) })
+	h := harness(func(t testing.TB) *nats.Conn { return connect(t, "nats://"+addr) })
 	h.Cut = func(t testing.TB) (store.Store, *services.Proxy) {
 		p := services.NewProxy(t, addr)
 		return open(t, func(t testing.TB) *nats.Conn { return connect(t, "nats://"+p.Addr()) }, config(t)), p
