@@ -1,8 +1,9 @@
 #!/bin/sh
 # Builds the committed guests: everything that plain `go build` cannot make. Usage: build.sh [OUT [NAME…]]
 #
-# The bytes depend on the compilers, so these are pinned; guests_test.go rebuilds and compares where it finds them.
-#   clang 14.0.6 with lld 14, wasi-libc 0.0~git20220510.9279ef5  (Debian 12: clang lld wasi-libc libclang-rt-14-dev-wasm32)
+# The bytes depend on the compilers, so these are pinned; guests_test.go rebuilds and compares where it finds them. SHA256SUMS
+# is written when all guests are built in place.
+#   clang 14.0.6 with lld 14, wasi-libc 0.0~git20220510.9886d3d-2  (Debian 12: clang lld wasi-libc libclang-rt-14-dev-wasm32)
 #   rustc 1.63.0                                                  (Debian 12: rustc libstd-rust-dev-wasm32)
 #   wat2wasm 1.0.32                                               (Debian 12: wabt)
 #   asc 0.28.20                                                   (npm i assemblyscript@0.28.20; ASC names it, else from PATH)
@@ -10,7 +11,8 @@ set -eu
 cd "$(dirname "$0")"
 out=${1:-.}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- */
+all=
+[ $# -gt 0 ] || { all=yes; set -- */; }
 
 for name; do
 	name=${name%/}
@@ -31,3 +33,6 @@ for name; do
 	fi
 	chmod 644 "$to"
 done
+
+[ "$all" = yes ] && [ "$out" = . ] && sha256sum -- *.wasm >SHA256SUMS
+true

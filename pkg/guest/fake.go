@@ -26,6 +26,7 @@ type Fake struct {
 	RetryAfter   time.Duration     // after a Retry, its wish
 
 	response *Response
+	httpErr  string
 	problem  string
 }
 
@@ -92,8 +93,9 @@ func configGet(name string, dst []byte) int32 {
 }
 
 func httpRequest(method, url, headers string, body []byte) int32 {
-	fake.response = nil
+	fake.response, fake.httpErr = nil, ""
 	if fake.Do == nil {
+		fake.httpErr = "not granted: the test's Fake has no Do"
 		return abi.HTTPDenied
 	}
 	r := Request{Method: method, URL: url, Body: body}
@@ -105,8 +107,10 @@ func httpRequest(method, url, headers string, body []byte) int32 {
 	var e *HTTPError
 	switch {
 	case errors.As(err, &e):
+		fake.httpErr = e.Text
 		return int32(e.Code)
 	case err != nil:
+		fake.httpErr = err.Error()
 		return abi.HTTPUnreachable
 	}
 	fake.response = res
@@ -114,6 +118,9 @@ func httpRequest(method, url, headers string, body []byte) int32 {
 }
 
 func responsePart(p int32) []byte {
+	if p == abi.HTTPError {
+		return []byte(fake.httpErr)
+	}
 	if fake.response == nil {
 		return nil
 	}
