@@ -175,13 +175,8 @@ func (q *settler) run(ctx context.Context) {
 			continue
 		}
 		for !q.write(ctx, batch) {
-			select {
-			case <-ctx.Done():
-				q.mu.Lock()
-				q.waiting = append(batch, q.waiting...)
-				q.mu.Unlock()
-				return
-			case <-time.After(100 * time.Millisecond):
+			if pause(ctx, 100*time.Millisecond) != nil {
+				return // what was not written is handed out again
 			}
 		}
 		clear(batch)

@@ -112,6 +112,15 @@ func listenOn(opts *server.Options, cfg EmbedConfig) error {
 	if opts.Host = host; host == "" {
 		opts.Host = "0.0.0.0"
 	}
+	if opts.Port > 0 { // the server's own complaint would come late and name no remedy
+		l, err := net.Listen("tcp", cfg.Listen)
+		if err != nil {
+			return fmt.Errorf("embedded NATS server: listen on %s: %w; choose another address", cfg.Listen, err)
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("embedded NATS server: listen on %s: %w", cfg.Listen, err)
+		}
+	}
 	ip := net.ParseIP(host)
 	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
 	if !loopback && (cfg.Username == "" || cfg.Password == "") && cfg.Token == "" {

@@ -148,10 +148,8 @@ func (m *mover) run(ctx context.Context) {
 				return
 			}
 			m.t.log.Warn("delayed messages wait", "err", err)
-			select {
-			case <-ctx.Done():
+			if pause(ctx, time.Second) != nil {
 				return
-			case <-time.After(time.Second):
 			}
 			continue
 		}

@@ -17,8 +17,13 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
-// duplicates is how long streams that are made recognise a message id.
-const duplicates = 2 * time.Minute
+const (
+	// duplicates is how long streams that are made recognise a message id.
+	duplicates = 2 * time.Minute
+	// remakePause lies between the end of a stream and its making again: nats-server 2.15.2 tells consumers of the end before
+	// it has moved the stream's directory away, and crashes when the stream is made again in between.
+	remakePause = time.Second
+)
 
 // Prepare checks the server's version and that streams hold the subjects, makes those that are missing if it may, and finds
 // the size limits. A subject that occurs more than once among the sources is read by several routes.
@@ -173,10 +178,17 @@ func hash(s string) string {
 // streamFor returns the name of the stream that holds all of subject. Without one, it makes the stream that made describes,
 // if that may be.
 func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstream.StreamConfig) (string, error) {
-	for again := false; ; again = true {
+	paused, again := false, false
+	for {
 		name, err := t.holder(ctx, subject)
-		if err == nil || !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return name, err
+		if err == nil {
+			t.mu.Lock()
+			t.seen[name] = true
+			t.mu.Unlock()
+			return name, nil
+		}
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return "", err
 		}
 		c := t.stream(subject)
 		if made != nil {
@@ -186,8 +198,18 @@ func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstre
 			return "", fmt.Errorf("no stream holds subject %q: make one, as with 'nats stream add %s --subjects %q': %w",
 				subject, c.Name, subject, transport.ErrRejected)
 		}
+		t.mu.Lock()
+		gone := t.seen[c.Name] || t.seen[c.Name+"_"+hash(subject)]
+		t.mu.Unlock()
+		if gone && !paused {
+			paused = true
+			if err := pause(ctx, remakePause); err != nil {
+				return "", err
+			}
+			continue // someone else may have made it
+		}
 		_, err = t.js.CreateStream(ctx, *c)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) && !again {
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			// The name belongs to another subject (a_b and a.b), or someone was faster.
 			if name, err := t.holder(ctx, subject); err == nil {
 				return name, nil
@@ -197,12 +219,28 @@ func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstre
 		}
 		switch {
 		case err == nil:
+			t.mu.Lock()
+			t.seen[c.Name] = true
+			t.mu.Unlock()
 			t.log.Info("stream made", "stream", c.Name, "subjects", strings.Join(c.Subjects, " "), "retention", c.Retention.String())
 			return c.Name, nil
 		case isCode(err, codeSubjectOverlap) && !again:
+			again = true
 			continue // another process has just made it
 		}
 		return "", fmt.Errorf("make stream %q for subject %q; allow it or make the stream beforehand: %w", c.Name, subject, err)
+	}
+}
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -90,6 +90,7 @@ type Transport struct {
 	mover    *mover
 	retained map[string]jetstream.RetentionPolicy // of the streams to make for job subjects
 	sinks    []string                             // result and dead-letter subjects
+	seen     map[string]bool                      // streams that were there before
 }
 
 // routeRef is where a route's consumer is.
@@ -132,6 +133,7 @@ func Open(ctx context.Context, cfg Config) (*Transport, error) {
 		routes:    make(map[string]routeRef),
 		requests:  make(map[*requests]struct{}),
 		retained:  make(map[string]jetstream.RetentionPolicy),
+		seen:      make(map[string]bool),
 	}
 	if t.pub, err = newPublisher(t); err != nil {
 		return nil, fmt.Errorf("open NATS transport: %w", err)
