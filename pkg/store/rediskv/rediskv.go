@@ -203,7 +203,13 @@ func swapArgs(n names, t store.Txn) []any {
 
 func txnArgs(n names, t store.Txn) []any {
 	keys := []any{0, n.counter, n.watch, n.expiries}
-	args := []any{nonce(), len(t.If), len(t.Read), len(t.Then)}
+	grows := "0"
+	for _, o := range t.Then {
+		if o.Kind == store.OpPut || o.Kind == store.OpAdd {
+			grows = "1"
+		}
+	}
+	args := []any{nonce(), len(t.If), len(t.Read), len(t.Then), grows}
 	for _, c := range t.If {
 		keys = append(keys, n.key(c.Key))
 		args = append(args, packRevision(c.Revision))

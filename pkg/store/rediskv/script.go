@@ -22,7 +22,7 @@ import (
 // answers as it did the first time.
 //
 // Redis has no rollback. A script that fails at its first write has done nothing, and nothing that can fail comes after it: out of
-// memory is refused at the first write only.
+// memory is refused at the first write only. Therefore a transaction that only deletes writes the counter last: a full Redis takes it.
 
 // luaSwap is the transaction that almost all are: at most one condition, one put, at most that same key to read.
 // KEYS: key, counter, watch, expiries. ARGV: revision wanted, "" for absent, "*" for any; nonce; ttl in ms; value; 1 to read.
@@ -64,20 +64,21 @@ return head`
 
 // luaTxn is any transaction.
 // KEYS: counter, watch, expiries, the conditions' keys, the keys to read, and for each operation its key, or the set's two.
-// ARGV: nonce, number of conditions, of reads, of operations; the revisions wanted; for each operation its kind and what it needs.
+// ARGV: nonce; number of conditions, of reads, of operations; 1 if something is put or added; the revisions wanted; for each operation
+// its kind and what it needs.
 // Returns an array: 1 done, 0 refused, 2 done before; revision and time, 16 bytes; the values read.
 const luaTxn = `
 local nif, nread, nop = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local ok = true
 for i = 1, nif do
-  if redis.call('GETRANGE', KEYS[3 + i], 0, 7) ~= ARGV[4 + i] then ok = false break end
+  if redis.call('GETRANGE', KEYS[3 + i], 0, 7) ~= ARGV[5 + i] then ok = false break end
 end
 local out = {'1', ''}
 for i = 1, nread do out[2 + i] = redis.call('GET', KEYS[3 + nif + i]) end
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 if not ok then
-  local k, a = 3 + nif + nread, 4 + nif
+  local k, a = 3 + nif + nread, 5 + nif
   for i = 1, nop do
     local kind = ARGV[a + 1]
     if kind == 'p' then
@@ -100,7 +101,7 @@ local has = redis.call('MGET', KEYS[1], KEYS[2])
 local rev = now
 if has[1] and tonumber(has[1]) >= rev then rev = tonumber(has[1]) + 1 end
 if has[2] then
-  local k, a = 3 + nif + nread, 4 + nif
+  local k, a = 3 + nif + nread, 5 + nif
   for i = 1, nop do
     local kind, key = ARGV[a + 1], KEYS[k + 1]
     if (kind == 'p' or kind == 'd') and redis.call('EXISTS', key) == 0 and redis.call('ZREM', KEYS[3], key) == 1 then
@@ -110,9 +111,9 @@ if has[2] then
     if kind == 'p' then k, a = k + 1, a + 3 elseif kind == 'd' then k, a = k + 1, a + 1 elseif kind == 'a' then k, a = k + 2, a + 3 else k, a = k + 2, a + 2 end
   end
 end
-redis.call('SET', KEYS[1], string.format('%.0f', rev))
+if ARGV[5] == '1' then redis.call('SET', KEYS[1], string.format('%.0f', rev)) end
 local head = struct.pack('>I8I8', rev, now)
-local k, a = 3 + nif + nread, 4 + nif
+local k, a = 3 + nif + nread, 5 + nif
 for i = 1, nop do
   local kind, key = ARGV[a + 1], KEYS[k + 1]
   if kind == 'p' then
@@ -150,6 +151,7 @@ for i = 1, nop do
     k, a = k + 2, a + 2
   end
 end
+if ARGV[5] ~= '1' then redis.call('SET', KEYS[1], string.format('%.0f', rev)) end
 out[2] = head
 return out`
 

@@ -364,6 +364,7 @@ var lifeCases = []testCase{
 	{name: "a full store refuses and keeps what it has", applies: func(h Harness) bool { return h.Full != nil }, run: func(t *testing.T, h Harness) {
 		s := h.Full(t)
 		rev := put(t, s, "p/a", "kept")
+		done(t, s, store.Txn{Then: []store.Op{store.Add("p/s", "m", 1)}})
 		v := bytes.Repeat([]byte("x"), 200<<10)
 		var err error
 		n := 0
@@ -381,6 +382,19 @@ var lifeCases = []testCase{
 				t.Fatalf("key %d of %d was given up to make room", i, n)
 			}
 		}
+		_, err = s.Txn(t.Context(), store.Txn{Then: []store.Op{store.Put("p/x", v, 0), store.Add("p/s", "n", 1)}})
+		wantErr(t, err, store.ErrFull)
+		wantMembers(t, s, all("p/s"), store.Member{Name: "m", Score: 1})
+		// Deleting makes room.
+		var ops []store.Op
+		for i := range min(n, 5) {
+			ops = append(ops, store.Delete("p/fill"+strconv.Itoa(i)))
+		}
+		done(t, s, store.Txn{Then: ops})
+		eventually(t, "room for a write", func() bool {
+			_, err := s.Txn(t.Context(), store.Txn{Then: []store.Op{store.Put("p/x", v, 0)}})
+			return err == nil
+		})
 	}},
 	{name: "a reply that was lost", applies: func(h Harness) bool { return h.Cut != nil }, run: lostReply},
 }
