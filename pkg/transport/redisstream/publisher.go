@@ -22,7 +22,8 @@ const (
 	trimCheck = time.Minute
 )
 
-// publisher writes messages. Calls that wait while a pipeline is under way share the next one.
+// publisher writes messages. Calls that wait while a pipeline is under way share the next one. go-redis repeats a pipeline
+// whose connection breaks, so a message may be written twice; its Nats-Msg-Id or Wasm-Result-Of tells.
 type publisher struct {
 	t *Transport
 

@@ -428,10 +428,15 @@ func (s *source) Extend(ctx context.Context, ds []transport.Delivery) error {
 	for _, x := range ds {
 		if d, ok := x.(*delivery); ok && d.src == s && !d.settled.Load() && !d.lost.Load() {
 			mine = append(mine, d)
-			d.touched.Store(s.now())
-			defer func() { d.touched.Store(s.now()) }()
 		}
 	}
+	touch := func(ds []*delivery) {
+		for now := s.now(); len(ds) > 0; ds = ds[1:] {
+			ds[0].touched.Store(now)
+		}
+	}
+	touch(mine)
+	defer touch(mine) // a server that is away takes its time
 	for len(mine) > 0 {
 		part := mine[:min(len(mine), settleBatch)]
 		mine = mine[len(part):]
@@ -577,7 +582,10 @@ func (s *source) Close(ctx context.Context) error {
 }
 
 func (s *source) drain(ctx context.Context) error {
-	<-s.keeperDone
+	select {
+	case <-s.keeperDone:
+	case <-ctx.Done(): // its last command ends by the client's timeouts
+	}
 	s.fetching.Lock()
 	defer s.fetching.Unlock()
 	if s.pending != nil {

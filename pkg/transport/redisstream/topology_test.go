@@ -13,7 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -77,7 +77,11 @@ func core(t *testing.T, c redis.UniversalClient, stream string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tail.Close()
+	defer func() {
+		if err := tail.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	const lease = 2 * time.Second
 	src := openSource(t, tr, stream, lease)
 	publish(t, tr, msg(stream, "a", "x", "1", "x", "2"), msg(results, "r"))
@@ -197,7 +201,7 @@ func TestSentinel(t *testing.T) {
 		return strings.Contains(direct.Info(t.Context(), "replication").Val(), "master_link_status:up")
 	})
 	guard := redis.NewSentinelClient(&redis.Options{Addr: sentinel})
-	defer guard.Close()
+	defer func() { _ = guard.Close() }()
 	eventually(t, "the sentinel knows the replica", func() bool {
 		r, err := guard.Replicas(t.Context(), "jobs").Result()
 		return err == nil && len(r) == 1 && !strings.Contains(r[0]["flags"], "down")
