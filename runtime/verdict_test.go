@@ -29,6 +29,7 @@ func TestVerdicts(t *testing.T) {
 		{name: "trap", guest: "trap", kind: job.KindTrap, texts: []string{`module "trap"`, "unreachable in handle"}},
 		{name: "endless loop", guest: "loop", change: short, kind: job.KindTimeout, texts: []string{"100ms", "deadline exceeded"}},
 		{name: "memory bomb", guest: "grow", change: small, kind: job.KindTrap, texts: []string{"unreachable", "1 MiB of 1 MiB of memory in use"}},
+		{name: "job before handle", guest: "early", kind: job.KindTrap, texts: []string{"guest called input_len while it initialized", "in _initialize"}},
 		{name: "table bomb", guest: "tables", kind: job.KindTrap, texts: []string{"unreachable in handle"}},
 		{name: "recursion", guest: "recurse", change: long, kind: job.KindTrap, texts: []string{"stack overflow"}},
 		{name: "pointer out of bounds", guest: "oob", kind: job.KindTrap, texts: []string{"pointer to output out of bounds", "2147483647 bytes at 4294967280"}},

@@ -23,7 +23,7 @@ for name; do
 		clang --target=wasm32 -Os -ffreestanding -fno-builtin -nostdlib -Iinclude -Wall -Wl,--no-entry -Wl,-s -o "$to" "$name/$name.c"
 	elif [ -f "$name/$name.rs" ]; then
 		"${RUSTC:-/usr/bin/rustc}" --target wasm32-unknown-unknown --crate-type cdylib -C opt-level=s -C lto -C panic=abort \
-			-C codegen-units=1 -C strip=symbols -o "$to" "$name/$name.rs"
+			-C codegen-units=1 -C strip=symbols -C link-arg=-zstack-size=16384 -o "$to" "$name/$name.rs"
 	elif [ -f "$name/$name.wat" ]; then
 		wat2wasm -o "$to" "$name/$name.wat"
 	elif [ -f "$name/$name.ts" ]; then
