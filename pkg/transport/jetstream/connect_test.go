@@ -50,7 +50,7 @@ func TestCredentials(t *testing.T) {
 		"password over TLS":  {ConnectConfig{URLs: []string{auth}, Username: "job", Password: "secret", TLS: tlsConfig(t, false)}, ""},
 		"unknown authority":  {ConnectConfig{URLs: []string{auth}, Username: "job", Password: "secret", TLS: &tls.Config{MinVersion: tls.VersionTLS12}}, "certificate signed by unknown authority"},
 		"client certificate": {ConnectConfig{URLs: []string{mtls}, TLS: tlsConfig(t, true)}, ""},
-		"no certificate":     {ConnectConfig{URLs: []string{mtls}, TLS: tlsConfig(t, false)}, "tls: "},
+		"no certificate":     {ConnectConfig{URLs: []string{mtls}, TLS: tlsConfig(t, false)}, "tls"},
 		"creds":              {ConnectConfig{URLs: []string{creds}, CredsFile: filepath.Join(keys, "user.creds")}, ""},
 		"no creds":           {ConnectConfig{URLs: []string{creds}}, "the server refuses the credentials"},
 		"creds not there":    {ConnectConfig{URLs: []string{creds}, CredsFile: "none.creds"}, "none.creds"},
@@ -114,5 +114,16 @@ func TestPermissionDeniedOnAPI(t *testing.T) {
 	err := tr.Prepare(t.Context(), transport.Subjects{Sources: []string{"jobs"}})
 	if !errors.Is(err, transport.ErrRejected) || !strings.Contains(err.Error(), `"$JS.API.STREAM.CREATE.WASM_jobs"`) {
 		t.Errorf("Prepare: %v", err)
+	}
+}
+
+// Without its inbox a client hears no answer to anything.
+func TestPermissionDeniedOnInbox(t *testing.T) {
+	t.Parallel()
+	srv := services.StartNATS(t, `authorization: { users: [
+		{ user: "deaf", password: "x", permissions: { subscribe: { deny: "_INBOX.>" } } } ] }`)
+	tr := open(t, dial(t, ConnectConfig{URLs: []string{srv.Addr}, Username: "deaf", Password: "x"}))
+	if err := tr.Ping(t.Context()); !errors.Is(err, transport.ErrRejected) || !strings.Contains(err.Error(), "may not subscribe to _INBOX.>") {
+		t.Errorf("Ping: %v", err)
 	}
 }

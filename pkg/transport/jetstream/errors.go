@@ -67,14 +67,18 @@ func isCode(err error, code int) bool {
 	return errors.As(err, &ae) && int(ae.ErrorCode) == code
 }
 
-var publishViolation = regexp.MustCompile(`(?i)permissions violation for publish to "([^"]+)"`)
+var (
+	publishViolation = regexp.MustCompile(`(?i)permissions violation for publish to "([^"]+)"`)
+	inboxViolation   = regexp.MustCompile(`(?i)permissions violation for subscription to "(_INBOX\.[^"]+)"`)
+)
 
 // denials remembers what the server has refused lately. A publish that is not allowed fails nowhere but on the connection's
 // error handler.
 type denials struct {
-	mu   sync.Mutex
-	last [16]denial
-	next int
+	mu    sync.Mutex
+	last  [16]denial
+	next  int
+	inbox bool // no answer can ever come
 }
 
 type denial struct {
@@ -94,11 +98,29 @@ func (d *denials) listen(nc *nats.Conn, tell func(subject string)) {
 				d.mu.Unlock()
 				tell(m[1])
 			}
+			if inboxViolation.MatchString(err.Error()) {
+				d.mu.Lock()
+				d.inbox = true
+				d.mu.Unlock()
+			}
 		}
 		if before != nil {
 			before(nc, sub, err)
 		}
 	})
+}
+
+// explain says what is not permitted, if that is why a request to a subject with prefix, made after t, has no answer.
+func (d *denials) explain(t time.Time, prefix string) error {
+	if subject := d.since(t, prefix); subject != "" {
+		return fmt.Errorf("the NATS user may not publish to %q; grant it: %w", subject, transport.ErrRejected)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.inbox {
+		return fmt.Errorf("the NATS user may not subscribe to _INBOX.>, where answers come; grant it: %w", transport.ErrRejected)
+	}
+	return nil
 }
 
 // since returns a subject with prefix that was refused after t, or "".

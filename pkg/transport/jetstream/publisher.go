@@ -168,8 +168,8 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 	select {
 	case <-b.done:
 	case <-ctx.Done():
-		if subject := p.t.denials.since(start, ""); subject != "" && ofSubject(msgs, subject) {
-			return deniedError(subject)
+		if denied := p.t.denials.explain(start, msgs[0].Subject); denied != nil {
+			return fmt.Errorf("publish to %q: %w", msgs[0].Subject, denied)
 		}
 		return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, ctx.Err())
 	}

@@ -178,13 +178,11 @@ func hash(s string) string {
 // streamFor returns the name of the stream that holds all of subject. Without one, it makes the stream that made describes,
 // if that may be.
 func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstream.StreamConfig) (string, error) {
-	paused, again := false, false
+	again := false
 	for {
 		name, err := t.holder(ctx, subject)
 		if err == nil {
-			t.mu.Lock()
-			t.seen[name] = true
-			t.mu.Unlock()
+			t.saw(name)
 			return name, nil
 		}
 		if !errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -198,12 +196,8 @@ func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstre
 			return "", fmt.Errorf("no stream holds subject %q: make one, as with 'nats stream add %s --subjects %q': %w",
 				subject, c.Name, subject, transport.ErrRejected)
 		}
-		t.mu.Lock()
-		gone := t.seen[c.Name] || t.seen[c.Name+"_"+hash(subject)]
-		t.mu.Unlock()
-		if gone && !paused {
-			paused = true
-			if err := pause(ctx, remakePause); err != nil {
+		if d := max(t.remakeIn(c.Name), t.remakeIn(c.Name+"_"+hash(subject))); d > 0 {
+			if err := pause(ctx, d); err != nil {
 				return "", err
 			}
 			continue // someone else may have made it
@@ -219,9 +213,7 @@ func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstre
 		}
 		switch {
 		case err == nil:
-			t.mu.Lock()
-			t.seen[c.Name] = true
-			t.mu.Unlock()
+			t.saw(c.Name)
 			t.log.Info("stream made", "stream", c.Name, "subjects", strings.Join(c.Subjects, " "), "retention", c.Retention.String())
 			return c.Name, nil
 		case isCode(err, codeSubjectOverlap) && !again:
@@ -230,6 +222,28 @@ func (t *Transport) streamFor(ctx context.Context, subject string, made *jetstre
 		}
 		return "", fmt.Errorf("make stream %q for subject %q; allow it or make the stream beforehand: %w", c.Name, subject, err)
 	}
+}
+
+// saw remembers that a stream is there.
+func (t *Transport) saw(name string) {
+	t.mu.Lock()
+	t.seen[name] = time.Time{}
+	t.mu.Unlock()
+}
+
+// remakeIn is how long a missing stream may not be made yet; 0 where it never was there.
+func (t *Transport) remakeIn(name string) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	since, ok := t.seen[name]
+	if !ok {
+		return 0
+	}
+	if since.IsZero() {
+		since = time.Now()
+		t.seen[name] = since
+	}
+	return max(0, remakePause-time.Since(since))
 }
 
 // pause waits for d or until ctx ends.

@@ -90,7 +90,7 @@ type Transport struct {
 	mover    *mover
 	retained map[string]jetstream.RetentionPolicy // of the streams to make for job subjects
 	sinks    []string                             // result and dead-letter subjects
-	seen     map[string]bool                      // streams that were there before
+	seen     map[string]time.Time                 // streams that were there, and since when they are missing
 }
 
 // routeRef is where a route's consumer is.
@@ -133,7 +133,7 @@ func Open(ctx context.Context, cfg Config) (*Transport, error) {
 		routes:    make(map[string]routeRef),
 		requests:  make(map[*requests]struct{}),
 		retained:  make(map[string]jetstream.RetentionPolicy),
-		seen:      make(map[string]bool),
+		seen:      make(map[string]time.Time),
 	}
 	if t.pub, err = newPublisher(t); err != nil {
 		return nil, fmt.Errorf("open NATS transport: %w", err)
@@ -273,8 +273,8 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 	}
 	// A request that may not be made is never answered.
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
-		if subject := t.denials.since(start, "$JS.API."); subject != "" {
-			return fmt.Errorf("%s: the NATS user may not publish to %q; grant it: %w", doing, subject, transport.ErrRejected)
+		if denied := t.denials.explain(start, "$JS.API."); denied != nil {
+			return fmt.Errorf("%s: %w", doing, denied)
 		}
 	}
 	return fmt.Errorf("%s: %w", doing, classify(err))
