@@ -2,6 +2,7 @@ package transporttest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -194,4 +195,32 @@ func (s *suite) retryFails(t *testing.T) {
 	}
 	j2, due := retry(t, d, 100*time.Millisecond)
 	s.arrives(t, src, j2, due).Ack()
+}
+
+// A message that is as large as the broker takes has no room for what a move adds. It is moved all the same, or kept.
+func (s *suite) retryOfLargest(t *testing.T) {
+	tr, subject := s.jobs(t)
+	limit := tr.Publisher().MaxBytes()
+	if limit == 0 || limit > 64<<20 {
+		return
+	}
+	m := &transport.Message{Subject: subject}
+	m.Body = make([]byte, limit-m.Size())
+	publish(t, tr, m)
+	src := s.source(t, tr, subject)
+	d := fetch(t, src, 1)[0]
+	j := decode(t, d)
+	j.Attempt = 1
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := d.Retry(ctx, 1500*time.Millisecond, transport.Moved(d.Message(), j, transport.MoveRetry)); err == nil {
+		d = fetch(t, src, 1)[0]
+		if got := decode(t, d); got.ID != j.ID || len(got.Body) != len(m.Body) {
+			t.Errorf("came as job %q with %d bytes, want %q with %d", got.ID, len(got.Body), j.ID, len(m.Body))
+		}
+	} else if !errors.Is(err, transport.ErrTooLarge) {
+		t.Errorf("retry: %v, want ErrTooLarge", err)
+	}
+	d.Ack()
+	quiet(t, src, s.settled(), "acknowledged")
 }

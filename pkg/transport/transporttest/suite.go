@@ -40,6 +40,7 @@ func Run(t *testing.T, h Harness) {
 		{"RetryOfPublishedMsgID", s.retryMsgID, true},
 		{"SameMoveTwice", s.sameMoveTwice, true},
 		{"MoveOfAMove", s.moveOfAMove, true},
+		{"RetryOfLargest", s.retryOfLargest, true},
 		{"RetryFails", s.retryFails, true},
 		{"PublishConcurrently", s.publishConcurrently, true},
 		{"OrderWithinKey", s.orderWithinKey, true},
