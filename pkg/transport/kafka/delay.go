@@ -15,7 +15,7 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
-// A delayed message waits in one of the delay topics, of 1, 2, 4 … 65536 seconds, one set for all routes: in the largest that
+// A delayed message waits in one of the delay topics, of 1, 2, 4 … 65 536 seconds, one set for all routes: in the largest that
 // fits into what remains. There it is due when its topic's time has passed since it was written, so that within a partition
 // messages come due in the order in which they lie, and none waits for one before it. Then it hops into the topic that fits what
 // remains; the last fraction of a second it waits unsettled in the mover, and then it goes to its target. A hop is written
@@ -23,7 +23,6 @@ import (
 
 const (
 	shortest        = time.Second // below it a message waits unsettled
-	maxTier         = 65536       // seconds
 	delayPartitions = 2
 	moverBatch      = 512
 	moverSlots      = 16
@@ -32,10 +31,13 @@ const (
 	headerDelayTarget = "Wasm-Delay-Target" // topic
 )
 
-// tier is the largest power of two, in seconds, that fits into a wait of at least a second.
-func tier(wait time.Duration) int {
+// longest is the time of the last delay topic, in seconds.
+func (c *Config) longest() int { return 1 << (c.DelayTiers - 1) }
+
+// tier is the delay topic, in seconds, for a wait of at least a second: the largest that fits.
+func (c *Config) tier(wait time.Duration) int {
 	n := 1
-	for n < maxTier && wait >= time.Duration(2*n)*time.Second {
+	for n < c.longest() && wait >= time.Duration(2*n)*time.Second {
 		n *= 2
 	}
 	return n
@@ -46,7 +48,7 @@ func tierTopic(prefix string, n int) string { return prefix + strconv.Itoa(n) + 
 // delayTopics names them all.
 func (t *Transport) delayTopics() []string {
 	var topics []string
-	for n := 1; n <= maxTier; n *= 2 {
+	for n := 1; n <= t.cfg.longest(); n *= 2 {
 		topics = append(topics, tierTopic(t.cfg.DelayPrefix, n))
 	}
 	return topics
@@ -70,7 +72,7 @@ func (t *Transport) delayed(m *transport.Message, target string, until time.Time
 	c := *m
 	c.Header = append(headersOf(m.Header, headerDelayUntil, headerDelayTarget),
 		job.Field{Name: headerDelayUntil, Value: strconv.FormatInt(ms, 10)}, job.Field{Name: headerDelayTarget, Value: target})
-	r := record(&c, tierTopic(t.cfg.DelayPrefix, tier(until.Sub(now))), 0)
+	r := record(&c, tierTopic(t.cfg.DelayPrefix, t.cfg.tier(until.Sub(now))), 0)
 	r.Timestamp = now
 	return r
 }

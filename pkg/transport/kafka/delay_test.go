@@ -16,9 +16,12 @@ func TestTier(t *testing.T) {
 		time.Second: 1, 1999 * time.Millisecond: 1, 2 * time.Second: 2, 5300 * time.Millisecond: 4, time.Hour: 2048,
 		65536 * time.Second: 65536, 100 * time.Hour: 65536,
 	} {
-		if got := tier(wait); got != want {
+		if got := (&Config{DelayTiers: defaultTiers}).tier(wait); got != want {
 			t.Errorf("tier(%v) = %d, want %d", wait, got, want)
 		}
+	}
+	if got := (&Config{DelayTiers: 3}).tier(time.Hour); got != 4 {
+		t.Errorf("an hour waits in the topic of %d s, want the last", got)
 	}
 }
 
@@ -30,7 +33,8 @@ func TestDelays(t *testing.T) {
 	cfg.Delays = true
 	tr := open(t, cfg)
 	prepare(t, tr, topic)
-	waits := []time.Duration{5300 * time.Millisecond, 1900 * time.Millisecond, 1500 * time.Millisecond, 1100 * time.Millisecond,
+	// The first hops through the last topic twice.
+	waits := []time.Duration{9300 * time.Millisecond, 5300 * time.Millisecond, 1900 * time.Millisecond, 1500 * time.Millisecond, 1100 * time.Millisecond,
 		200 * time.Millisecond, 3 * time.Second, 0, 30 * time.Minute}
 	publish(t, tr, topic, numbered(len(waits))...)
 	s := openSource(t, tr, topic)

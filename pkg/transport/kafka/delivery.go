@@ -58,7 +58,7 @@ func (d *delivery) Retry(ctx context.Context, after time.Duration, moved *transp
 		moved = &d.msg
 	}
 	until := time.Now().Add(after)
-	limit := min(t.messageLimit(d.p.topic), t.messageLimit(tierTopic(t.cfg.DelayPrefix, tier(after))))
+	limit := min(t.messageLimit(d.p.topic), t.messageLimit(tierTopic(t.cfg.DelayPrefix, t.cfg.tier(after))))
 	if after < shortest || !t.cfg.Delays || moved.Size() > limit {
 		d.later(after, moved)
 		return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -22,13 +24,69 @@ import (
 // patience bounds every wait for something that must happen.
 const patience = 60 * time.Second
 
-// unique names a topic or group that nobody has used.
-func unique(t testing.TB) string { return services.UniqueName(t) }
+// What tests have named on the shared broker, to be deleted when they are over.
+var used struct {
+	sync.Mutex
+	names   []string
+	brokers []string
+}
+
+// unique names a topic or group that nobody has used. What begins with it is deleted after the tests.
+func unique(t testing.TB) string {
+	name := services.UniqueName(t)
+	used.Lock()
+	used.names = append(used.names, name)
+	used.Unlock()
+	return name
+}
 
 // real returns the address of the plain listener of the shared broker.
 func real(t testing.TB) []string {
 	t.Helper()
-	return []string{services.Kafka(t)}
+	brokers := []string{services.Kafka(t)}
+	used.Lock()
+	used.brokers = brokers
+	used.Unlock()
+	return brokers
+}
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := deleteUsed(); err != nil {
+			fmt.Fprintln(os.Stderr, "delete the topics of the tests:", err)
+		}
+		os.Exit(code)
+	}))
+}
+
+// deleteUsed spares the shared broker thousands of partitions.
+func deleteUsed() error {
+	if used.brokers == nil {
+		return nil
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(used.brokers...))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	details, err := adm.ListTopics(ctx)
+	if err != nil {
+		return err
+	}
+	var topics []string
+	for topic := range details {
+		if slices.ContainsFunc(used.names, func(name string) bool { return strings.HasPrefix(strings.TrimPrefix(topic, "g-"), name) }) {
+			topics = append(topics, topic)
+		}
+	}
+	if len(topics) == 0 {
+		return nil
+	}
+	_, err = adm.DeleteTopics(ctx, topics...)
+	return err
 }
 
 // fake starts a broker within the process.
@@ -44,7 +102,8 @@ func fake(t testing.TB, opts ...kfake.Opt) (*kfake.Cluster, []string) {
 
 // config is one for a test of its own: a group of its own, topics made as needed, one replica.
 func config(t testing.TB, brokers []string) Config {
-	return Config{Brokers: brokers, Group: "g-" + unique(t), CreateTopics: true, Partitions: 1, Replication: 1, Log: testLog(t)}
+	return Config{Brokers: brokers, Group: "g-" + unique(t), CreateTopics: true, Partitions: 1, Replication: 1,
+		DelayTiers: 3, Log: testLog(t)}
 }
 
 // testLog writes to the test's log until the test is over.

@@ -55,6 +55,7 @@ type Config struct {
 	// watermark, and a crash forgets the rest of the wait.
 	Delays      bool
 	DelayPrefix string // names delay topics <prefix><n>s; "<Group>.delay."
+	DelayTiers  int    // how many delay topics, of 1 s, 2 s, 4 s …; longer waits go through the last again; 17
 
 	TLS  *tls.Config // nil: not encrypted
 	SASL SASL        // how to prove who we are
@@ -73,6 +74,7 @@ const (
 	defaultDelivery = 30 * time.Second
 	defaultMaxBytes = 1<<20 + 12 // the broker's own default
 	defaultDrain    = 5 * time.Second
+	defaultTiers    = 17
 	requestTimeout  = 15 * time.Second // for what the caller did not bound
 )
 
@@ -146,7 +148,13 @@ func (c *Config) complete() error {
 	if c.DelayPrefix == "" {
 		c.DelayPrefix = c.Group + ".delay."
 	}
-	if c.Delays && !legalTopic(tierTopic(c.DelayPrefix, maxTier)) {
+	if c.DelayTiers == 0 {
+		c.DelayTiers = defaultTiers
+	}
+	if c.DelayTiers < 1 || c.DelayTiers > defaultTiers {
+		return fmt.Errorf("%d delay topics: there are between 1 and %d", c.DelayTiers, defaultTiers)
+	}
+	if c.Delays && !legalTopic(tierTopic(c.DelayPrefix, c.longest())) {
 		return fmt.Errorf("delay topics cannot be named %s…: topics are named with letters, digits, '.', '_' and '-'; set another delay prefix", c.DelayPrefix)
 	}
 	if c.Log == nil {

@@ -213,7 +213,7 @@ func TestPrepare(t *testing.T) {
 	t.Run("names what is missing", func(t *testing.T) {
 		t.Parallel()
 		cfg := config(t, real(t))
-		cfg.CreateTopics, cfg.Delays = false, true
+		cfg.CreateTopics, cfg.Delays, cfg.DelayTiers = false, true, 0
 		a, b := unique(t), unique(t)
 		err := prepared(t, cfg, a, b)
 		if !errors.Is(err, transport.ErrRejected) {
