@@ -76,6 +76,7 @@ func Chain(cfg Config) (job.Handler, error) {
 func Run(find func(j *job.Job) (job.Runner, error)) job.Handler {
 	return func(ctx context.Context, x *job.Exchange) error {
 		j := x.Job
+		x.Took = 0
 		if j.Invalid != nil {
 			return invalid(j.Invalid)
 		}
@@ -86,6 +87,8 @@ func Run(find func(j *job.Job) (job.Runner, error)) job.Handler {
 		if err != nil {
 			return err
 		}
+		begun := time.Now()
+		defer func() { x.Took = time.Since(begun) }()
 		res, err := r.Run(ctx, j)
 		x.Result = res
 		return err

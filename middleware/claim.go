@@ -150,10 +150,10 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	j := x.Job
 	o := &job.Outcome{
 		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: j.CorrelationID,
-		Module: j.Module, FinishedAt: time.Now().UnixMilli(),
+		Module: j.Module, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
 	}
 	if r := x.Result; r != nil {
-		o.Module, o.Digest, o.Fuel, o.Duration = r.Module, r.Digest, r.Fuel, r.Duration
+		o.Module, o.Digest, o.Fuel = r.Module, r.Digest, r.Fuel
 		if err == nil {
 			o.Body, o.Header, o.TypeName = r.Body, r.Header, r.TypeName
 		}

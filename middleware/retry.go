@@ -144,5 +144,5 @@ func took(x *job.Exchange) time.Duration {
 	if x.Result != nil {
 		return x.Result.Duration
 	}
-	return 0
+	return x.Took
 }

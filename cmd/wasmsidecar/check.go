@@ -12,7 +12,7 @@ import (
 )
 
 func newCheck(io streams, file *string) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Validate a configuration and its modules",
 		Long: `Validate a configuration file: every mistake is listed with its line and column, every module is
@@ -23,6 +23,9 @@ hidden, is printed. No broker is asked.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := *file
 			if len(args) == 1 {
+				if name != "" {
+					return usage(fmt.Errorf("the configuration is given twice: %q and --config %q", args[0], name))
+				}
 				name = args[0]
 			}
 			cfg, err := load(name)
@@ -32,6 +35,8 @@ hidden, is printed. No broker is asked.`,
 			return checkConfig(cmd.Context(), io, cfg)
 		},
 	}
+	configFlag(cmd, file)
+	return cmd
 }
 
 func checkConfig(ctx context.Context, io streams, cfg *config.Config) error {

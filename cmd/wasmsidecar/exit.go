@@ -35,7 +35,7 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &e):
 		return e.code
-	case errors.As(err, &c):
+	case errors.As(err, &c), errors.Is(err, sidecar.ErrConfig):
 		return exitUsage
 	case errors.Is(err, sidecar.ErrUnreachable):
 		return exitUnreachable

@@ -26,7 +26,7 @@ Exits 0 when it is, 1 when it says that it is not, 3 when it does not answer.`,
 			}
 			res, err := (&http.Client{Timeout: 5 * time.Second}).Do(req)
 			if err != nil {
-				return &exitError{exitUnreachable, fmt.Errorf("ask %s: %w; is admin.listen set?", url, err)}
+				return &exitError{exitUnreachable, fmt.Errorf("%w; is the sidecar running, with its admin server there?", err)}
 			}
 			defer res.Body.Close()
 			body, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
@@ -39,6 +39,6 @@ Exits 0 when it is, 1 when it says that it is not, 3 when it does not answer.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:9464/readyz", "what to ask")
+	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:9464/readyz", "`address` to ask")
 	return cmd
 }

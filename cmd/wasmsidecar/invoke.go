@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,7 +34,8 @@ Exits 0 when the job went well and 1 when it failed.`,
 		Example: `  wasmsidecar invoke upper.wasm hello
   wasmsidecar invoke --config kafka.yaml resize --file cat.png > small.png
   wasmsidecar invoke fetch.wasm --allow-http api.example.com:443 /v1/status`,
-		Args: between(1, 2, "MODULE"),
+		Args:              between(1, 2, "MODULE"),
+		ValidArgsFunction: wasmFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, name, err := invocation(*file, args[0])
 			if err != nil {
@@ -46,17 +49,23 @@ Exits 0 when the job went well and 1 when it failed.`,
 				}
 				m.Config[k] = v
 			}
-			if limit > 0 {
+			if cmd.Flags().Changed("time") {
+				if limit <= 0 {
+					return usage(fmt.Errorf("--time %s: want a duration above 0", limit))
+				}
 				m.Limits.Time = limit
 			}
 			if memory != "" {
 				if m.Limits.Memory, err = config.ParseSize(memory); err != nil {
 					return usage(fmt.Errorf("--memory: %w", err))
 				}
+				if m.Limits.Memory <= 0 {
+					return usage(fmt.Errorf("--memory %s: want a size above 0", memory))
+				}
 			}
-			body, err := input(s.in, inputFile, args[1:])
+			body, err := input(cmd.Context(), s, inputFile, args[1:])
 			if err != nil {
-				return usage(err)
+				return err
 			}
 			h, err := parseHeaders(headers)
 			if err != nil {
@@ -75,6 +84,7 @@ Exits 0 when the job went well and 1 when it failed.`,
 	f.StringVar(&memory, "memory", "", "the module's limit of memory, as in 64MiB")
 	f.StringVar(&typeName, "type", "", "type_name of the job, for DRASM modules")
 	outputFlag(cmd, &output)
+	configFlag(cmd, file)
 	return cmd
 }
 
@@ -89,7 +99,7 @@ func invocation(file, module string) (*config.Config, string, error) {
 			cfg.Modules = map[string]*config.Module{module: m}
 			return cfg, module, nil
 		}
-		return nil, "", fmt.Errorf("%s has no module %q", file, module)
+		return nil, "", fmt.Errorf("%s has no module %q; it has %s", file, module, strings.Join(slices.Sorted(maps.Keys(cfg.Modules)), ", "))
 	}
 	cfg := config.Default()
 	if err := addModules(cfg, []string{module}, 1, nil); err != nil {
@@ -111,12 +121,12 @@ func invoke(ctx context.Context, s streams, cfg *config.Config, j *job.Job, outp
 	res, err := r.Run(ctx, j)
 	if err != nil {
 		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
+			return fmt.Errorf("interrupted: %w", context.Cause(ctx))
 		}
 		log.Log(ctx, slog.LevelDebug, "failed", "err", err)
 		o := &job.Outcome{Kind: job.KindOf(err), Err: job.CleanText(err.Error()), Attempts: 1, Module: j.Module}
 		m := transport.Result(j, o, transport.EnvelopeNone, "")
-		return printResult(s, output, j.ID, false, string(o.Kind), m.Header, m.Body)
+		return printResult(s, output, "", false, string(o.Kind), job.Header{{Name: "Content-Type", Value: m.Header.Get("Content-Type")}}, m.Body)
 	}
-	return printResult(s, output, j.ID, true, "", res.Header, res.Body)
+	return printResult(s, output, "", true, "", res.Header, res.Body)
 }

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/redis/go-redis/v9"
 )
 
 // Exit codes, as documented in docs/command.md.
@@ -30,6 +32,7 @@ func main() {
 
 // run is the command without the process around it.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	redis.SetLogger(redisLog{slog.New(slog.DiscardHandler)})
 	ctx, stop := interruptible(stderr)
 	defer stop()
 	root := newRoot(streams{stdin, stdout, stderr})
@@ -44,6 +47,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "wasmsidecar:", err)
 	}
 	return code
+}
+
+// redisLog keeps go-redis, which logs by a global of its own, from writing to stderr: all that it says there comes back as an
+// error as well.
+type redisLog struct{ log *slog.Logger }
+
+// Printf logs a line at debug level.
+func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
+	l.log.DebugContext(ctx, "go-redis", "text", fmt.Sprintf(format, args...))
 }
 
 // interruptible returns a context that ends with the first SIGINT or SIGTERM, which begins the drain. The second ends the
@@ -63,7 +75,7 @@ func interruptible(stderr io.Writer) (context.Context, func()) {
 					fmt.Fprintln(stderr, "wasmsidecar: second signal, leaving at once")
 					os.Exit(exitInterrupted)
 				}
-				fmt.Fprintf(stderr, "wasmsidecar: %s: finishing what runs; once more to leave at once\n", s)
+				fmt.Fprintf(stderr, "wasmsidecar: %s: ending in good order; once more to leave at once\n", s)
 				cancel()
 			}
 		}

@@ -8,7 +8,9 @@ import (
 	"os"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
@@ -46,6 +48,9 @@ JetStream inside the process, durable, nothing to install.`,
 				return err
 			}
 			if cmd.Flags().Changed("connect-timeout") {
+				if connectTimeout < 0 {
+					return usage(fmt.Errorf("--connect-timeout %s: want a duration from 0 (for ever)", connectTimeout))
+				}
 				cfg.ConnectTimeout = connectTimeout
 			}
 			if check {
@@ -54,17 +59,69 @@ JetStream inside the process, durable, nothing to install.`,
 			return serve(cmd.Context(), io, cfg)
 		},
 	}
-	root.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration `file`, looked for here and in configs/")
+	configFlag(root, &file)
 	root.Flags().BoolVar(&check, "check", false, "validate the configuration and its modules, print it resolved, and exit")
 	root.Flags().DurationVar(&connectTimeout, "connect-timeout", time.Minute, "how long to wait for broker and store at the start; 0 for ever")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if near := nearFlag(cmd, err); near != "" {
+			return usage(fmt.Errorf("%w; did you mean %q?", err, near))
+		}
 		return usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
-	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
 		newRun(io), newSubmit(io, &file), newInvoke(io, &file), newCheck(io, &file), newVersion(io), newHealthcheck(io),
 	)
+	root.SetHelpCommand(newHelp(root))
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Args = noArgs
+		c.RunE = func(*cobra.Command, []string) error {
+			return usage(errors.New("the shell is missing: wasmsidecar completion bash, zsh, fish or powershell"))
+		}
+	}
 	return root
+}
+
+// configFlag adds --config to a command that reads a configuration.
+func configFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVarP(file, "config", "c", "", "configuration `file`, looked for here and in configs/")
+	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
+		panic(err) // there is no such flag
+	}
+}
+
+// nearFlag is the flag that was perhaps meant by one that is unknown; "" for none.
+func nearFlag(cmd *cobra.Command, err error) string {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) || len(unknown.GetSpecifiedName()) < 2 {
+		return ""
+	}
+	names := &cobra.Command{SuggestionsMinimumDistance: 2}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		names.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+	})
+	if near := names.SuggestionsFor(unknown.GetSpecifiedName()); len(near) > 0 {
+		return "--" + near[0]
+	}
+	return ""
+}
+
+func newHelp(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [command]",
+		Short:   "Explain a command",
+		Long:    "Explain a command, as its --help does.",
+		Example: `  wasmsidecar help submit`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || cmd == root && len(rest) > 0 {
+				return noArgs(root, args)
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
 }
 
 // noArgs refuses arguments, and says which command was perhaps meant.
@@ -105,6 +162,7 @@ func serve(ctx context.Context, io streams, cfg *config.Config) error {
 	if err != nil {
 		return usage(err)
 	}
+	redis.SetLogger(redisLog{log})
 	if err := cfg.NeedRoutes(); err != nil {
 		return usage(err)
 	}

@@ -24,7 +24,8 @@ loopback, so any NATS client can submit, subscribe, and request at request.jobs.
 and results are kept in the data directory and survive a restart.`,
 		Example: `  wasmsidecar run upper.wasm
   wasmsidecar run --listen 127.0.0.1:0 --dir /tmp/data upper.wasm echo.wasm`,
-		Args: between(1, 1000, "FILE.wasm"),
+		Args:              between(1, 1000, "FILE.wasm"),
+		ValidArgsFunction: wasmFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg := config.Default()
 			cfg.Embedded.Dir, cfg.Embedded.Listen = dir, listen
@@ -49,6 +50,11 @@ and results are kept in the data directory and survive a restart.`,
 	f.IntVar(&concurrency, "concurrency", 64, "most jobs of one module at once")
 	f.StringSliceVar(&allow, "allow-http", nil, "`host`:port that the modules may ask over http; may be repeated")
 	return cmd
+}
+
+// wasmFiles completes arguments that are modules.
+func wasmFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return []cobra.Completion{"wasm"}, cobra.ShellCompDirectiveFilterFileExt
 }
 
 var notName = regexp.MustCompile(`[^a-z0-9_-]+`)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -13,8 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-
-	"log/slog"
+	"golang.org/x/term"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -47,6 +47,9 @@ to stderr), 3 when the broker does not answer, 4 when no result came in time.`,
   echo hello | wasmsidecar submit upper --no-wait`,
 		Args: between(1, 2, "ROUTE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if *file != "" && cmd.Flags().Changed("server") {
+				return usage(errors.New("the broker is given twice: by --config and by --server"))
+			}
 			o.route, o.input = args[0], args[1:]
 			return submit(cmd.Context(), s, *file, o)
 		},
@@ -59,17 +62,21 @@ to stderr), 3 when the broker does not answer, 4 when no result came in time.`,
 	f.BoolVar(&o.noWait, "no-wait", false, "print the job's id and do not wait")
 	f.StringVar(&o.server, "server", "nats://127.0.0.1:4222", "NATS server, where there is no --config")
 	outputFlag(cmd, &o.output)
+	configFlag(cmd, file)
 	return cmd
 }
 
 func submit(ctx context.Context, s streams, file string, o submission) error {
+	if o.timeout <= 0 {
+		return usage(fmt.Errorf("--timeout %s: want a duration above 0; use --no-wait not to wait", o.timeout))
+	}
 	cfg, route, err := o.target(file)
 	if err != nil {
 		return usage(err)
 	}
-	msg, err := o.message(s, route)
+	msg, err := o.message(ctx, s, route)
 	if err != nil {
-		return usage(err)
+		return err
 	}
 	if !o.noWait && route.To == "" {
 		return usage(fmt.Errorf("route %q publishes no results (it has no \"to\"): use --no-wait", route.Name))
@@ -87,12 +94,12 @@ func submit(ctx context.Context, s streams, file string, o submission) error {
 	var tail transport.Tail
 	if !o.noWait {
 		if tail, err = t.Tail(ctx, route.To, false); err != nil {
-			return &exitError{exitUnreachable, fmt.Errorf("watch for results at %q: %w; is the sidecar running?", route.To, err)}
+			return refused(err, "watch for results at %q: %w; is a sidecar serving %q?", route.To, err, route.From)
 		}
 		defer tail.Close()
 	}
 	if err := t.Publisher().Publish(ctx, msg); err != nil {
-		return &exitError{exitUnreachable, fmt.Errorf("submit to %q: %w", route.From, err)}
+		return refused(err, "submit to %q: %w; is a sidecar serving it?", route.From, err)
 	}
 	id := msg.Header.Get(transport.HeaderJobID)
 	if o.noWait {
@@ -109,6 +116,15 @@ func submit(ctx context.Context, s streams, file string, o submission) error {
 			return printResult(s, o.output, id, m.Header.Get(transport.HeaderOK) == "true", m.Header.Get(transport.HeaderKind), m.Header, m.Body)
 		}
 	}
+}
+
+// refused is the error of a broker that answers and says no, or of one that does not answer.
+func refused(err error, format string, args ...any) error {
+	e := &exitError{exitUnreachable, fmt.Errorf(format, args...)}
+	if transport.Permanent(err) {
+		e.code = exitUsage
+	}
+	return e
 }
 
 // target is the configuration to use and the route to submit to.
@@ -135,12 +151,12 @@ func (o submission) target(file string) (*config.Config, *config.Route, error) {
 	return nil, nil, fmt.Errorf("%s has no route %q; it has %s", file, o.route, strings.Join(names, ", "))
 }
 
-func (o submission) message(s streams, r *config.Route) (*transport.Message, error) {
-	body, err := input(s.in, o.file, o.input)
-	if err != nil {
-		return nil, err
-	}
+func (o submission) message(ctx context.Context, s streams, r *config.Route) (*transport.Message, error) {
 	h, err := parseHeaders(o.headers)
+	if err != nil {
+		return nil, usage(err)
+	}
+	body, err := input(ctx, s, o.file, o.input)
 	if err != nil {
 		return nil, err
 	}
@@ -166,25 +182,41 @@ func (o submission) printID(s streams, id string) error {
 	return err
 }
 
-// input is the argument if there is one, else the file, else stdin.
-func input(stdin io.Reader, file string, args []string) ([]byte, error) {
+// input is the argument if there is one, else the file, else stdin. When ctx ends it stops waiting for stdin.
+func input(ctx context.Context, s streams, file string, args []string) ([]byte, error) {
 	switch {
 	case len(args) > 0 && file != "":
-		return nil, errors.New("the input is given twice: as an argument and by --file")
+		return nil, usage(errors.New("the input is given twice: as an argument and by --file"))
 	case len(args) > 0:
 		return []byte(args[0]), nil
 	case file != "" && file != "-":
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("read the input: %w", err)
+			return nil, usage(fmt.Errorf("read the input: %w", err))
 		}
 		return b, nil
 	}
-	b, err := io.ReadAll(stdin)
-	if err != nil {
-		return nil, fmt.Errorf("read the input from stdin: %w", err)
+	if isTerminal(s.in) {
+		fmt.Fprintln(s.err, "wasmsidecar: reading the input from the terminal; end it with Ctrl-D")
 	}
-	return b, nil
+	type read struct {
+		b   []byte
+		err error
+	}
+	done := make(chan read, 1)
+	go func() { // a read of a terminal cannot be broken off; the process ends soon after
+		b, err := io.ReadAll(s.in)
+		done <- read{b, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, fmt.Errorf("read the input from stdin: %w", r.err)
+		}
+		return r.b, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read the input from stdin: %w", ctx.Err())
+	}
 }
 
 func parseHeaders(lines []string) (job.Header, error) {
@@ -201,7 +233,7 @@ func parseHeaders(lines []string) (job.Header, error) {
 
 // result is what -o json prints.
 type result struct {
-	ID      string              `json:"id"`
+	ID      string              `json:"id,omitempty"`
 	OK      bool                `json:"ok"`
 	Kind    string              `json:"kind,omitempty"`
 	Headers map[string][]string `json:"headers,omitempty"`
@@ -249,11 +281,7 @@ func printResult(s streams, output, id string, ok bool, kind string, h job.Heade
 	return verdict
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -28,7 +28,10 @@ func newVersion(io streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  noArgs,
+		Long:  "Print the version of wasmsidecar, the Go release that built it and the platform it is for.",
+		Example: `  wasmsidecar version
+  wasmsidecar version -o json`,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if output == "json" {
 				return json.NewEncoder(io.out).Encode(map[string]string{
@@ -46,6 +49,9 @@ func newVersion(io streams) *cobra.Command {
 // outputFlag adds -o to a command that prints data.
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "text", "`format` of what is printed: text or json")
+	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is there and has no completion yet
+	}
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if *output != "text" && *output != "json" {
 			return usage(fmt.Errorf("--output %q: want text or json", *output))

@@ -61,7 +61,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				errs = append(errs, fmt.Errorf("module %q: %w", name, err))
+				errs = append(errs, err) // names the module
 				return
 			}
 			ms.byName[name] = r

@@ -258,7 +258,7 @@ func (p part) where(cfg *config.Config) string {
 // await calls try until it succeeds, fails for good, or the time is up. The first tries are short, so that the log soon says
 // what is waited for.
 func (s *Sidecar) await(ctx, limit context.Context, p part, try func(context.Context) error, permanent func(error) bool) error {
-	pause, patience := 100*time.Millisecond, 2*time.Second
+	pause, patience := 100*time.Millisecond, time.Second
 	at := p.where(s.cfg)
 	for {
 		once, cancel := context.WithTimeout(limit, patience)
