@@ -82,7 +82,13 @@ func each(t *testing.T, route string, runners func() map[string]job.Runner, test
 
 func parse(t *testing.T, head, route string) *config.Config {
 	t.Helper()
-	name := strings.ReplaceAll(services.UniqueName(t), ".", "_")
+	name := services.UniqueName(t)
+	if strings.Contains(head, "redis") {
+		name = "jobs:" + name // the keys that the restricted user may touch
+	}
+	if strings.Contains(head, "transport: kafka") {
+		name = strings.ReplaceAll(name, ":", "-")
+	}
 	text := head + fmt.Sprintf("admin: {listen: off}\nmodules:\n  m: {source: none.wasm}\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: m%s}\n", name, name, name, route)
 	cfg, err := config.Parse("test.yaml", []byte(text), nil)
 	if err != nil {
@@ -95,6 +101,7 @@ func parse(t *testing.T, head, route string) *config.Config {
 func open(t *testing.T, head, route string, runners map[string]job.Runner) *line {
 	t.Helper()
 	l := &line{t: t, cfg: parse(t, head, route), log: &syncBuffer{}}
+	forgetKafka(t, l.cfg)
 	l.stop = l.start(runners)
 	t.Cleanup(func() {
 		l.stop()

@@ -1,11 +1,17 @@
 package sidecar_test
 
 import (
+	"context"
 	"net"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 )
 
 func freePort(t *testing.T) int {
@@ -25,4 +31,40 @@ func natsURL(t *testing.T) string {
 		return addr
 	}
 	return "nats://" + addr
+}
+
+// forgetKafka removes the topics of a test when it ends, the delay topics of its group included: the broker of the tests keeps
+// some memory for each.
+func forgetKafka(t *testing.T, cfg *config.Config) {
+	t.Helper()
+	if cfg.Transport != config.Kafka {
+		return
+	}
+	r := cfg.Routes[0]
+	addr := services.Kafka(t)
+	t.Cleanup(func() {
+		client, err := kgo.NewClient(kgo.SeedBrokers(addr))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		adm := kadm.NewClient(client)
+		topics, err := adm.ListTopics(ctx)
+		if err != nil {
+			t.Logf("list topics to remove: %v", err)
+			return
+		}
+		var names []string
+		for _, name := range topics.Names() {
+			if name == r.From || name == r.To || name == r.DeadLetter || strings.HasPrefix(name, cfg.Kafka.Group+".") {
+				names = append(names, name)
+			}
+		}
+		if _, err := adm.DeleteTopics(ctx, names...); err != nil {
+			t.Logf("remove topics: %v", err)
+		}
+	})
 }
