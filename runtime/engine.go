@@ -95,7 +95,7 @@ func New(cfg Config) (*Engine, error) {
 type ModuleConfig struct {
 	Name   string // in the log, in results and in errors
 	Wasm   []byte // the binary; not kept
-	Digest string // SHA-256 that Wasm must have, in hex; empty: any
+	Digest string // SHA-256 that Wasm must have, in hex, with or without "sha256:" before it; empty: any
 
 	Limits      Limits            // zero: DefaultLimits
 	Allow       Allow             // zero: nothing is granted
@@ -141,7 +141,7 @@ func (e *Engine) load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
 	}
 	sum := sha256.Sum256(cfg.Wasm)
 	digest := hex.EncodeToString(sum[:])
-	if cfg.Digest != "" && !strings.EqualFold(cfg.Digest, digest) {
+	if cfg.Digest != "" && !strings.EqualFold(strings.TrimPrefix(cfg.Digest, "sha256:"), digest) {
 		return nil, fmt.Errorf("sha256 is %s; want %s", digest, cfg.Digest)
 	}
 	c, err := e.compile(ctx, codeKey{digest, cfg.Limits.pages(), cfg.Interpreter}, cfg)
@@ -264,8 +264,8 @@ func (e *Engine) forget(m *Module) {
 	}
 }
 
-// Close closes all modules, waiting for their runs until ctx ends, and the engine after them. Runs that outlast ctx end their
-// process's cleanliness only: the memory they use is given back by the garbage collector. It may be called more than once.
+// Close refuses further loads and runs, waits for the runs under way or for ctx to end, and gives back what the engine holds.
+// After an error it may be called again; runs end by their time limits in any case. It may be called more than once.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
 	e.closed = true

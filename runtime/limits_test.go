@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"regexp"
 	"slices"
@@ -62,6 +63,22 @@ func TestStderr(t *testing.T) {
 	_, err := load(t, e, "exit3").Run(t.Context(), newJob(""))
 	wantKind(t, err, job.KindTrap)
 	if out := l.String(); !strings.Contains(out, "level=WARN") || !strings.Contains(out, "text=leaving") {
+		t.Errorf("log %q", out)
+	}
+}
+
+// What a guest that is no program prints is logged too.
+func TestStdoutOfReactor(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	const at = 1 << 15 // to where the probe copies the end of its input: an iovec, then what it points to
+	iovec := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, at+8), 5)
+	in := record(1, at, 2*36, 13) + record(14, 1, at, 1, at+100) + string(iovec) + "hello"
+	r, err := load(t, e, "probe").Run(t.Context(), newJob(in))
+	if err != nil || len(r.Body) != 0 {
+		t.Fatalf("result %v, %v", r, err)
+	}
+	if out := l.String(); !strings.Contains(out, "level=INFO") || !strings.Contains(out, "text=hello") {
 		t.Errorf("log %q", out)
 	}
 }

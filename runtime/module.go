@@ -59,7 +59,7 @@ func (m *Module) Imports() []Func { return m.code.imports }
 func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			m.engine.cfg.Log.Error("host panicked while it ran a guest", "module", m.name, "job_id", j.ID, "panic", p, "stack", string(debug.Stack()))
+			m.engine.cfg.Log.Error("host panicked while it ran a guest", "module", m.name, "panic", p, "stack", string(debug.Stack()))
 			res, err = nil, m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()

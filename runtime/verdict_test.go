@@ -3,6 +3,8 @@ package runtime_test
 import (
 	"context"
 	"errors"
+	"log/slog"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -138,6 +140,74 @@ func TestStoppedFromOutside(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The time limit holds before handle too.
+func TestStartThatLoops(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	loop := "\x0a\x01\x07\x00\x03\x40\x0c\x00\x0b\x0b"
+	m := loadBytes(t, e, "start", moduleOf(typeVoid, oneFunction, handleIs0, "\x08\x00", loop),
+		func(c *runtime.ModuleConfig) { c.Limits.Time = 50 * time.Millisecond })
+	_, err := m.Run(t.Context(), newJob(""))
+	wantKind(t, err, job.KindTimeout)
+}
+
+// A guest in an endless loop does not keep the garbage collector, and so the process, waiting.
+func TestLoopLetsTheHostBreathe(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	m := load(t, e, "loop", func(c *runtime.ModuleConfig) { c.Limits.Time = time.Minute })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Run(ctx, newJob(""))
+		done <- err
+	}()
+	await(t, func() bool { return strings.Contains(l.String(), "looping") })
+	for range 3 {
+		goruntime.GC()
+	}
+	select {
+	case err := <-done:
+		t.Errorf("the loop ended first: %v", err)
+	default:
+	}
+	cancel()
+	wantKind(t, <-done, job.KindUnavailable)
+}
+
+// A host that panics fails the job and nothing else.
+func TestHostPanic(t *testing.T) {
+	t.Parallel()
+	e, err := runtime.New(runtime.Config{Log: slog.New(panicky{slog.DiscardHandler})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close(t.Context())
+	m := load(t, e, "chatty") // panics inside of the guest's call
+	for range 2 {
+		_, err := m.Run(t.Context(), newJob(""))
+		wantKind(t, err, job.KindInternal, "the log is broken")
+	}
+	m = load(t, e, "echo") // panics around it
+	_, err = m.Run(t.Context(), nil)
+	wantKind(t, err, job.KindInternal, "host panicked")
+	if _, err := m.Run(t.Context(), newJob("x")); err != nil {
+		t.Errorf("the next job: %v", err)
+	}
+}
+
+// panicky is a log handler that panics on what guests write.
+type panicky struct{ slog.Handler }
+
+func (panicky) Enabled(context.Context, slog.Level) bool { return true }
+
+func (panicky) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "guest" {
+		panic("the log is broken")
+	}
+	return nil
 }
 
 // A job's own timeout never widens the module's limit.

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -148,6 +149,9 @@ func (c *Call) exchange(ctx context.Context, read func() (outgoing, error)) erro
 	r, err := read()
 	if err == nil {
 		err = c.send(ctx, r)
+	}
+	if ctx.Err() != nil {
+		panic(sys.NewExitError(sys.ExitCodeContextCanceled)) // the job's time is over, so the guest's is
 	}
 	if err == nil {
 		return nil
