@@ -1,6 +1,7 @@
 package natskv
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -50,6 +51,7 @@ type group struct {
 func (g *group) do(ctx context.Context, msgs []*nats.Msg) (int64, error) {
 	m := &member{ctx: ctx, msgs: msgs, done: make(chan struct{})}
 	for _, msg := range msgs {
+		msg.Data = bytes.Clone(msg.Data) // the caller may be gone, and its buffer be another's, before the batch is sent
 		m.size += len(msg.Data) + 200
 		m.written = append(m.written, msg.Subject)
 		if msg.Header.Get(headerExpect) != "" {

@@ -28,14 +28,16 @@ import (
 // KEYS: key, counter, watch, expiries. ARGV: revision wanted, "" for absent, "*" for any; nonce; ttl in ms; value; 1 to read.
 // Returns revision and time, 16 bytes, alone or before the value read; or an array of time and value when the condition fails.
 const luaSwap = `
-local cur = redis.call('GETRANGE', KEYS[1], 0, 23)
-if ARGV[1] ~= '*' and string.sub(cur, 1, 8) ~= ARGV[1] then
+local cur = ''
+if ARGV[1] ~= '' then cur = redis.call('GETRANGE', KEYS[1], 0, 23) end
+local function refuse()
   if string.sub(cur, 17, 24) == ARGV[2] then return string.sub(cur, 1, 16) end
   local t = redis.call('TIME')
   local now = struct.pack('>I8', t[1] * 1000000 + t[2])
   if ARGV[5] == '1' then return {now, redis.call('GET', KEYS[1])} end
   return {now}
 end
+if ARGV[1] ~= '' and ARGV[1] ~= '*' and string.sub(cur, 1, 8) ~= ARGV[1] then return refuse() end
 local old = false
 if ARGV[5] == '1' and cur ~= '' then old = redis.call('GET', KEYS[1]) end
 local t = redis.call('TIME')
@@ -43,18 +45,25 @@ local now = t[1] * 1000000 + t[2]
 local has = redis.call('MGET', KEYS[2], KEYS[3])
 local rev = now
 if has[1] and tonumber(has[1]) >= rev then rev = tonumber(has[1]) + 1 end
-if has[2] and cur == '' and redis.call('ZSCORE', KEYS[4], KEYS[1]) then
-  redis.call('PUBLISH', KEYS[3], 'd' .. struct.pack('>I8I8I2', rev, now, #KEYS[1]) .. KEYS[1])
-  rev = rev + 1
-end
-redis.call('SET', KEYS[2], string.format('%.0f', rev))
+local expired = has[2] and cur == '' and redis.call('EXISTS', KEYS[1]) == 0 and redis.call('ZSCORE', KEYS[4], KEYS[1])
+if expired then rev = rev + 1 end
 local head = struct.pack('>I8I8', rev, now)
-if ARGV[3] == '0' then
-  redis.call('SET', KEYS[1], head .. ARGV[2] .. ARGV[4])
-else
-  redis.call('SET', KEYS[1], head .. ARGV[2] .. ARGV[4], 'PX', ARGV[3])
-end
+local value = head .. ARGV[2] .. ARGV[4]
+if ARGV[1] == '' then
+  local set
+  if ARGV[3] == '0' then set = redis.call('SET', KEYS[1], value, 'NX')
+  else set = redis.call('SET', KEYS[1], value, 'NX', 'PX', ARGV[3]) end
+  if not set then
+    cur = redis.call('GETRANGE', KEYS[1], 0, 23)
+    return refuse()
+  end
+elseif ARGV[3] == '0' then redis.call('SET', KEYS[1], value)
+else redis.call('SET', KEYS[1], value, 'PX', ARGV[3]) end
+redis.call('SET', KEYS[2], rev)
 if has[2] then
+  if expired then
+    redis.call('PUBLISH', KEYS[3], 'd' .. struct.pack('>I8I8I2', rev - 1, now, #KEYS[1]) .. KEYS[1])
+  end
   redis.call('PUBLISH', KEYS[3], 'p' .. head .. struct.pack('>I2', #KEYS[1]) .. KEYS[1] .. ARGV[4])
   if ARGV[3] == '0' then redis.call('ZREM', KEYS[4], KEYS[1])
   else redis.call('ZADD', KEYS[4], math.floor(now / 1000) + ARGV[3], KEYS[1]) end
@@ -111,7 +120,7 @@ if has[2] then
     if kind == 'p' then k, a = k + 1, a + 3 elseif kind == 'd' then k, a = k + 1, a + 1 elseif kind == 'a' then k, a = k + 2, a + 3 else k, a = k + 2, a + 2 end
   end
 end
-if ARGV[5] == '1' then redis.call('SET', KEYS[1], string.format('%.0f', rev)) end
+if ARGV[5] == '1' then redis.call('SET', KEYS[1], rev) end
 local head = struct.pack('>I8I8', rev, now)
 local k, a = 3 + nif + nread, 5 + nif
 for i = 1, nop do
@@ -151,7 +160,7 @@ for i = 1, nop do
     k, a = k + 2, a + 2
   end
 end
-if ARGV[5] ~= '1' then redis.call('SET', KEYS[1], string.format('%.0f', rev)) end
+if ARGV[5] ~= '1' then redis.call('SET', KEYS[1], rev) end
 out[2] = head
 return out`
 
@@ -203,7 +212,7 @@ for i = 1, #due do
     end
   end
 end
-redis.call('SET', KEYS[1], string.format('%.0f', rev))
+redis.call('SET', KEYS[1], rev)
 return #due`
 
 // script is a Lua script with its digest, by which Redis knows it.
