@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -109,15 +109,31 @@ func open(t *testing.T, head, route string, runners map[string]job.Runner) *line
 			t.Logf("log of the sidecar:\n%s", l.log)
 		}
 	})
-	client, closeClient, err := sidecar.Dial(t.Context(), l.cfg, slog.New(slog.DiscardHandler))
+	l.connect(l.cfg)
+	return l
+}
+
+// connect makes the line's client anew, beside the broker of cfg.
+func (l *line) connect(cfg *config.Config) {
+	l.t.Helper()
+	client, closeClient, err := sidecar.Dial(l.t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
-	t.Cleanup(closeClient)
+	l.t.Cleanup(closeClient)
 	l.client = client
 	l.results = l.tail(l.cfg.Routes[0].To)
 	l.dead = l.tail(l.cfg.Routes[0].DeadLetter)
-	return l
+}
+
+// dial makes the line's client anew, beside the broker that head names.
+func (l *line) dial(head string) {
+	l.t.Helper()
+	cfg, err := config.Parse("client.yaml", []byte(head), nil)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.connect(cfg)
 }
 
 // start runs a sidecar of the line's configuration; the returned function drains it.
@@ -339,22 +355,16 @@ func TestDrainOfTheLine(t *testing.T) {
 			// The client of an embedded server goes with the sidecar; what it saw is asked for again afterwards.
 			l.stop()
 			l.stop = l.start(runners)
-			client, closeClient, err := sidecar.Dial(t.Context(), l.cfg, slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(closeClient)
-			l.client = client
-			results, dead := l.tail(l.cfg.Routes[0].To), l.tail(l.cfg.Routes[0].DeadLetter)
+			l.connect(l.cfg)
 			seen := map[string]bool{}
 			for len(seen) < 80 {
-				m := l.next(results, "a result")
+				m := l.next(l.results, "a result")
 				if m.Header.Get(transport.HeaderOK) != "true" {
 					t.Fatalf("a drained job failed: %s", m.Body)
 				}
 				seen[m.Header.Get(transport.HeaderResultOf)] = true
 			}
-			l.noMore(dead, "dead letter", 200*time.Millisecond)
+			l.noMore(l.dead, "dead letter", 200*time.Millisecond)
 			mu.Lock()
 			defer mu.Unlock()
 			for id, n := range runs {
