@@ -82,11 +82,14 @@ func deleteUsed() error {
 			topics = append(topics, topic)
 		}
 	}
-	if len(topics) == 0 {
-		return nil
+	adm.SetTimeoutMillis(int32(patience.Milliseconds()))
+	for few := range slices.Chunk(topics, 100) { // the broker refuses more than some thousand partitions at once
+		deleted, err := adm.DeleteTopics(ctx, few...)
+		if err = errors.Join(err, deleted.Error()); err != nil {
+			return err
+		}
 	}
-	_, err = adm.DeleteTopics(ctx, topics...)
-	return err
+	return nil
 }
 
 // fake starts a broker within the process.
