@@ -112,12 +112,16 @@ type Allow struct {
 }
 
 // Load compiles a module and returns it ready to run. The same bytes are compiled once, however many callers load them at the
-// same time; each gets a Module of its own, which is closed by Close or with the engine. An error says what is wrong with the
-// module and is a *job.Error of KindInvalid.
+// same time; each gets a Module of its own, which is closed by Close or with the engine. An error is a *job.Error and says what
+// is wrong with the module (KindInvalid), or that the engine is closed or ctx ended (KindUnavailable).
 func (e *Engine) Load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
 	m, err := e.load(ctx, cfg)
 	if err != nil {
-		return nil, &job.Error{Kind: job.KindInvalid, Err: fmt.Errorf("load module %q: %w", cfg.Name, err)}
+		kind := job.KindInvalid
+		if errors.Is(err, errClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			kind = job.KindUnavailable
+		}
+		return nil, &job.Error{Kind: kind, Err: fmt.Errorf("load module %q: %w", cfg.Name, err)}
 	}
 	return m, nil
 }

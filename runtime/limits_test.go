@@ -264,7 +264,7 @@ func TestClose(t *testing.T) {
 		}
 	}
 	_, err = e.Load(t.Context(), runtime.ModuleConfig{Name: "echo", Wasm: guests.Bytes("echo")})
-	wantKind(t, err, job.KindInvalid, "the engine is closed")
+	wantKind(t, err, job.KindUnavailable, "the engine is closed")
 }
 
 // await waits until a condition holds.

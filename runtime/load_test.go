@@ -108,6 +108,30 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
+// What a guest has no means to see is configured in vain, and the log says so.
+func TestWarnsOfTheUnused(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	load(t, e, "upper", func(c *runtime.ModuleConfig) {
+		c.Name, c.Config, c.Env.Headers, c.Allow.HTTP = "vain", map[string]string{"a": "b"}, true, []string{"api.example.com"}
+	})
+	load(t, e, "fetch")
+	for _, want := range []string{
+		"module has a config but imports nothing", "module has an env but imports nothing", "module is allowed http but imports nothing",
+		"module imports http but has no allow.http",
+	} {
+		if n := strings.Count(l.String(), want); n != 1 {
+			t.Errorf("said %d times %q, want once", n, want)
+		}
+	}
+	load(t, e, "env", func(c *runtime.ModuleConfig) { c.Config, c.Env.Headers = map[string]string{"a": "b"}, true })
+	load(t, e, "echo", func(c *runtime.ModuleConfig) { c.Config = map[string]string{"a": "b"} })
+	load(t, e, "fetch", func(c *runtime.ModuleConfig) { c.Allow.HTTP = []string{"api.example.com"} })
+	if n := strings.Count(l.String(), "level=WARN"); n != 4 {
+		t.Errorf("%d warnings, want 4", n)
+	}
+}
+
 // D-16: however many load the same bytes at once, and however many jobs run, it is compiled once.
 func TestCompiledOnce(t *testing.T) {
 	t.Parallel()
