@@ -36,6 +36,7 @@ type Config struct {
 	Publisher  transport.Publisher
 	Replier    transport.Publisher
 
+	Worker  string  // this process, as DRASM results name it
 	Claims  *Claims // nil: nothing is claimed or recorded (dedup: off)
 	Retry   RetryPolicy
 	Timeout time.Duration // of one attempt; 0 leaves it to the module's limits
@@ -61,7 +62,7 @@ func Chain(cfg Config) (job.Handler, error) {
 		Recover(cfg.Log),
 		Deadline(cfg.Timeout),
 		Retry(cfg.Retry, cfg.Sink),
-		Claim(cfg.Claims, cfg.Retry, out.check, cfg.Sink),
+		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, cfg.Sink),
 		Publish(out),
 		DeadLetter(out),
 		Correlate(),

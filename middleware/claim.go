@@ -17,9 +17,9 @@ import (
 //
 // check says why an outcome could never be published; such an outcome is recorded as a failure instead. Without claims (nil)
 // nothing is taken or recorded, and the attempt counts from what the message says.
-func Claim(claims *Claims, policy RetryPolicy, check func(*job.Job, *job.Outcome) error, sink event.Sink) Stage {
+func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Job, *job.Outcome) error, sink event.Sink) Stage {
 	return func(next job.Handler) job.Handler {
-		s := &claimStage{claims: claims, policy: policy, check: check, sink: sink, next: next}
+		s := &claimStage{claims: claims, policy: policy, worker: worker, check: check, sink: sink, next: next}
 		if claims == nil {
 			return s.unclaimed
 		}
@@ -30,6 +30,7 @@ func Claim(claims *Claims, policy RetryPolicy, check func(*job.Job, *job.Outcome
 type claimStage struct {
 	claims *Claims
 	policy RetryPolicy
+	worker string
 	check  func(*job.Job, *job.Outcome) error
 	sink   event.Sink
 	next   job.Handler
@@ -150,7 +151,7 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	j := x.Job
 	o := &job.Outcome{
 		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: j.CorrelationID,
-		Module: j.Module, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
+		Module: j.Module, Worker: s.worker, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
 	}
 	if r := x.Result; r != nil {
 		o.Module, o.Digest, o.Fuel = r.Module, r.Digest, r.Fuel

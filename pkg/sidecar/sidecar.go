@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -303,6 +304,10 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 			}
 		}
 	}
+	worker, err := os.Hostname()
+	if err != nil {
+		worker = "wasmsidecar"
+	}
 	var routes []router.Route
 	for _, r := range s.cfg.Routes {
 		cfg := middleware.Config{
@@ -312,7 +317,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,
 				MaxBackoff: r.Retry.MaxBackoff, NoJitter: r.Retry.Jitter == "none",
 			},
-			Timeout: r.Timeout, Sink: s.sink, Log: s.log,
+			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log,
 		}
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
