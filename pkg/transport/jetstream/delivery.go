@@ -20,6 +20,10 @@ var (
 	ackProgress = []byte("+WPI")
 )
 
+// settleTimeout is how long a batch of settlements waits for the server before it is written again; a lost connection does not
+// end that wait.
+const settleTimeout = 2 * time.Second
+
 // States of a delivery.
 const (
 	out = int32(iota)
@@ -194,7 +198,7 @@ func (q *settler) write(ctx context.Context, batch []settlement) bool {
 			return false
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	return q.t.nc.FlushWithContext(ctx) == nil
 }

@@ -126,6 +126,33 @@ func TestSettlementsOutliveACut(t *testing.T) {
 	})
 }
 
+// Settlements that were written and never arrived are written again.
+func TestSettlementsLostOnTheWay(t *testing.T) {
+	t.Parallel()
+	tr, _, p := remote(t)
+	s := consume(t, tr, transport.SourceConfig{Lease: time.Hour})
+	for i := range 100 {
+		publish(t, tr, "jobs", fmt.Sprint(i))
+	}
+	ds := fetch(t, s, 100, 100)
+	p.Silence()
+	before := tr.nc.Stats().OutMsgs
+	for _, d := range ds {
+		d.Ack()
+	}
+	await(t, "all are written", func() bool {
+		n, err := tr.nc.Buffered()
+		return tr.nc.Stats().OutMsgs >= before+100 && n == 0 && err == nil
+	})
+	p.Cut()
+	await(t, "the connection is lost", func() bool { return !tr.nc.IsConnected() })
+	p.Restore()
+	await(t, "all are settled", func() bool {
+		n, err := tr.Backlog(t.Context(), "r")
+		return err == nil && n == 0
+	})
+}
+
 func TestConsumerDeleted(t *testing.T) {
 	t.Parallel()
 	tr := local(t)

@@ -219,6 +219,25 @@ func TestReleaseAndClose(t *testing.T) {
 	none(t, b, 100*time.Millisecond)
 }
 
+// What arrived for a Fetch that was content with less is handed back at once.
+func TestCloseHandsBackWhatWasNeverFetched(t *testing.T) {
+	t.Parallel()
+	srv := embed(t, EmbedConfig{})
+	tr := open(t, dial(t, srv.ConnectConfig()))
+	a := consume(t, tr, transport.SourceConfig{Lease: time.Hour})
+	publish(t, tr, "jobs", "1")
+	fetch(t, a, 1, 4)[0].Ack()
+	publish(t, tr, "jobs", "2", "3")
+	await(t, "two wait inside the source", func() bool { return consumerInfo(t, tr, "r").NumAckPending == 2 })
+	if err := a.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b := consume(t, open(t, dial(t, srv.ConnectConfig())), transport.SourceConfig{Lease: time.Hour})
+	for _, d := range fetch(t, b, 2, 4) {
+		d.Ack()
+	}
+}
+
 func TestFetchEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	s := consume(t, local(t), transport.SourceConfig{})
