@@ -86,6 +86,7 @@ func TestReplyCutOff(t *testing.T) {
 	p := services.NewProxy(t, srv.Addr)
 	tr := open(t, client(t, p.Addr()), func(cfg *Config) { cfg.Block = 2 * time.Second })
 	src := openSource(t, tr, stream, time.Hour)
+	src.nextScan = time.Now().Add(time.Hour) // so that the read waits for long
 	eventually(t, "a read waits at the server", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()

@@ -266,8 +266,9 @@ func (s *source) readSome(ctx context.Context, limit int) ([]*delivery, error) {
 		}
 	}
 	sent := s.now()
+	block := min(s.t.cfg.Block, time.Until(s.nextScan)) // not past the next look at what was released
 	es, err := s.raw(ctx, readReply, "xreadgroup", "group", s.group, s.consumer, "count", s.count(limit),
-		"block", max(s.t.cfg.Block.Milliseconds(), 1), "streams", s.stream, ">")
+		"block", max(block.Milliseconds(), 1), "streams", s.stream, ">")
 	if err != nil {
 		return nil, err
 	}
