@@ -15,7 +15,7 @@ func BenchmarkInstance(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer e.Close(b.Context())
+			defer end(b, e)
 			m := load(b, e, guest)
 			j := newJob(strings.Repeat("x", 1024))
 			b.ReportAllocs()

@@ -16,7 +16,7 @@ func ExampleEngine() {
 		fmt.Println(err)
 		return
 	}
-	defer engine.Close(ctx)
+	defer func() { _ = engine.Close(ctx) }()
 	for _, name := range []string{"upper", "trap"} {
 		module, err := engine.Load(ctx, runtime.ModuleConfig{Name: name, Wasm: guests.Bytes(name)})
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -99,10 +100,10 @@ func TestHTTPDRASM(t *testing.T) {
 			fmt.Fprintf(w, `{"method":%q,"body":%q,"type":%q}`, r.Method, body, r.Header.Get("Content-Type"))
 		case "/text":
 			w.WriteHeader(http.StatusNotFound)
-			io.WriteString(w, "not \xff here")
+			fmt.Fprint(w, "not \xff here")
 		case "/cut":
 			w.Header().Set("Content-Length", "100")
-			io.WriteString(w, "short")
+			fmt.Fprint(w, "short")
 		}
 	})
 	e, _ := open(t)
@@ -134,7 +135,7 @@ func TestHTTPDRASM(t *testing.T) {
 // D-13: everything that is refused, and nothing of it reaches a server.
 func TestHTTPDenied(t *testing.T) {
 	t.Parallel()
-	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") })
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "secret") })
 	e, _ := open(t, resolve(map[string]string{
 		"rebind.example.com":  "127.0.0.1",
 		"mapped.example.com":  "::ffff:127.0.0.1",
@@ -189,7 +190,7 @@ func TestHTTPDenied(t *testing.T) {
 // A name may change its mind between two requests: each dial looks anew, and at the address itself. D-13.
 func TestHTTPRebinding(t *testing.T) {
 	t.Parallel()
-	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") })
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "secret") })
 	var asked atomic.Int64
 	e, _ := open(t, func(c *runtime.Config) {
 		c.Resolver = func(context.Context, string) ([]netip.Addr, error) {
@@ -214,19 +215,17 @@ func TestHTTPRebinding(t *testing.T) {
 // D-13: redirects are followed within the policy and no further than five.
 func TestHTTPRedirects(t *testing.T) {
 	t.Parallel()
-	other := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "other") })
+	other := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "other") })
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		var n int
 		switch {
 		case r.URL.Query().Get("to") != "":
 			http.Redirect(w, r, r.URL.Query().Get("to"), http.StatusFound)
 		case len(r.URL.Path) > 1:
-			fmt.Sscanf(r.URL.Path, "/%d", &n)
-			if n > 0 {
+			if n, _ := strconv.Atoi(r.URL.Path[1:]); n > 0 {
 				http.Redirect(w, r, fmt.Sprintf("/%d", n-1), http.StatusFound)
 				return
 			}
-			io.WriteString(w, "arrived")
+			fmt.Fprint(w, "arrived")
 		}
 	})
 	to := func(u string) string { return s.URL + "/?to=" + url.QueryEscape(u) }
@@ -263,7 +262,7 @@ func TestHTTPLimits(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/large":
-			w.Write(make([]byte, 2000))
+			fmt.Fprint(w, strings.Repeat("x", 2000))
 		case "/endless":
 			for {
 				if _, err := w.Write(make([]byte, 1000)); err != nil {
@@ -280,7 +279,7 @@ func TestHTTPLimits(t *testing.T) {
 			case <-r.Context().Done():
 			}
 		case "/fits":
-			w.Write(make([]byte, 1000))
+			fmt.Fprint(w, strings.Repeat("x", 1000))
 		}
 	})
 	t.Cleanup(func() { close(release) })
@@ -334,7 +333,7 @@ func TestHTTPLimits(t *testing.T) {
 
 // A proxy of the environment would see what guests ask for, and would dial for them; it is not used.
 func TestHTTPNoProxy(t *testing.T) {
-	proxy := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "proxied") })
+	proxy := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "proxied") })
 	t.Setenv("HTTP_PROXY", proxy.URL)
 	t.Setenv("http_proxy", proxy.URL)
 	e, _ := open(t, resolve(map[string]string{"api.example.com": "10.255.255.1"}))

@@ -241,7 +241,7 @@ func TestCacheDir(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer e.Close(t.Context())
+			defer end(t, e)
 			load(t, e, "echo")
 			st, err := os.Stat(tt.dir)
 			if err != nil || st.Mode().Perm() != 0o700 {
@@ -306,7 +306,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			return
 		}
-		defer m.Close(t.Context())
+		defer end(t, m)
 		_, err = m.Run(t.Context(), newJob("x"))
 		checkGuestsFault(t, err)
 	})

@@ -85,7 +85,7 @@ func FuzzDRASM(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer m.Close(t.Context())
+		defer end(t, m)
 		_, err = m.Run(t.Context(), newJob("hello"))
 		checkGuestsFault(t, err)
 		if r, err := echo.Run(t.Context(), newJob("still here")); err != nil || string(r.Body) != "still here" {

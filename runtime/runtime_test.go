@@ -45,13 +45,21 @@ func open(t testing.TB, change ...func(*runtime.Config)) (*runtime.Engine, *logs
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 		defer cancel()
 		if err := e.Close(ctx); err != nil {
 			t.Errorf("close engine: %v", err)
 		}
 	})
 	return e, l
+}
+
+// end closes an engine or a module.
+func end(t testing.TB, c interface{ Close(context.Context) error }) {
+	t.Helper()
+	if err := c.Close(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
 }
 
 // load loads a committed guest.

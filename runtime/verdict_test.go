@@ -184,7 +184,7 @@ func TestHostPanic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer e.Close(t.Context())
+	defer end(t, e)
 	m := load(t, e, "chatty") // panics inside of the guest's call
 	for range 2 {
 		_, err := m.Run(t.Context(), newJob(""))

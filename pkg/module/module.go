@@ -143,7 +143,7 @@ func (s *Source) inDirectory(dir, name string) (string, []byte, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	file := name + ".wasm"
 	path := filepath.Join(dir, file)
 	// Opening a pipe would wait for its writer, so what it is comes first.

@@ -155,7 +155,7 @@ func ExampleSource_Fetch() {
 		fmt.Println(err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.WriteFile(filepath.Join(dir, "echo.wasm"), []byte("\x00asm\x01\x00\x00\x00"), 0o600); err != nil {
 		fmt.Println(err)
 		return

@@ -101,10 +101,15 @@ func headerSet(_ context.Context, c *Call, m api.Module, stack []uint64) {
 	c.SetHeader(text(m, "header name", stack[0], stack[1]), text(m, "header value", stack[2], stack[3]))
 }
 
-// SetHeader sets a header of the result, or refuses to with a warning. It panics with a Fault when there are too many.
+// SetHeader sets a header of the result, or refuses to with a warning, which counts as one of the guest's lines. It panics with
+// a Fault when there are too many.
 func (c *Call) SetHeader(name, value string) {
 	if !validName(name) || hasPrefixFold(name, "Wasm-") || hasPrefixFold(name, "Nats-") {
-		c.logWarn("guest set a header that it may not set; ignored", slog.String("header", job.CleanText(name)))
+		if !c.log.cut && c.log.lines < c.LogLines {
+			c.log.lines++
+			c.Logger.LogAttrs(context.Background(), slog.LevelWarn, "guest set a header that it may not set; ignored",
+				c.about(slog.String("header", job.CleanText(name)))...)
+		}
 		return
 	}
 	c.header.Set(name, job.CleanText(value))
@@ -112,15 +117,6 @@ func (c *Call) SetHeader(name, value string) {
 		panic(&Fault{job.KindLimit, "result headers are over the limit of " + strconv.Itoa(MaxResultHeaders) + " headers and " +
 			strconv.Itoa(MaxResultHeaderBytes) + " bytes"})
 	}
-}
-
-// logWarn is the sidecar's own word about the guest; it counts against the guest's lines.
-func (c *Call) logWarn(msg string, attrs ...slog.Attr) {
-	if c.log.cut || c.log.lines >= c.LogLines {
-		return
-	}
-	c.log.lines++
-	c.emit(slog.LevelWarn, msg, attrs...)
 }
 
 func hasPrefixFold(s, prefix string) bool {

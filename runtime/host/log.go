@@ -46,21 +46,21 @@ func (c *Call) LogBytes(level slog.Level, b []byte) {
 	if c.log.cut {
 		return
 	}
-	if c.log.bytes+int64(len(b)) > c.Grants.Log || c.log.lines >= c.LogLines {
+	ctx := context.Background() // a line is written even when the job's time is over
+	if c.log.bytes+int64(len(b)) > c.Log || c.log.lines >= c.LogLines {
 		c.log.cut = true
-		c.emit(slog.LevelWarn, "guest log cut off", slog.Int64("max_bytes", c.Grants.Log), slog.Int("max_lines", c.LogLines))
+		c.Logger.LogAttrs(ctx, slog.LevelWarn, "guest log cut off", c.about(slog.Int64("max_bytes", c.Log), slog.Int("max_lines", c.LogLines))...)
 		return
 	}
 	c.log.bytes += int64(len(b))
 	c.log.lines++
-	if !c.Logger.Enabled(context.Background(), level) {
-		return
+	if c.Logger.Enabled(ctx, level) {
+		c.Logger.LogAttrs(ctx, level, "guest", c.about(slog.String("text", job.CleanText(string(b))))...)
 	}
-	c.emit(level, "guest", slog.String("text", job.CleanText(string(b))))
 }
 
-// emit writes to the log what is known of the job beside attrs. It is the sidecar's own voice unless attrs hold guest text.
-func (c *Call) emit(level slog.Level, msg string, attrs ...slog.Attr) {
+// about is what a log line says of the guest and its job, and attrs.
+func (c *Call) about(attrs ...slog.Attr) []slog.Attr {
 	all := append(make([]slog.Attr, 0, len(attrs)+6), slog.String("source", "guest"), slog.String("module", c.Module))
 	if c.ready {
 		all = append(all, slog.String("job_id", c.Job.ID), slog.String("route", c.Job.Route), slog.Int("attempt", c.Job.Attempt))
@@ -68,7 +68,7 @@ func (c *Call) emit(level slog.Level, msg string, attrs ...slog.Attr) {
 			all = append(all, slog.String("correlation_id", c.Job.CorrelationID))
 		}
 	}
-	c.Logger.LogAttrs(context.Background(), level, msg, append(all, attrs...)...)
+	return append(all, attrs...)
 }
 
 // Stdout returns a writer that turns a program's stdout into log lines at level info.
