@@ -15,7 +15,7 @@
 // # Positions
 //
 // A position is <stream>/<entry id>. Redis makes entry ids from its clock, so those of a stream that was deleted and made
-// again are new as long as the server's clock does not run backwards.
+// again are new as long as the server's clock does not run backwards, and unless both happen within one millisecond.
 //
 // # Keys
 //
