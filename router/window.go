@@ -27,8 +27,11 @@ type Window struct {
 	wake   chan struct{} // a slot or a place may have become free
 	timer  *time.Timer   // fires when the first parked item is due
 
+	tasks chan *item // to workers that wait
+
 	mu       sync.Mutex
 	running  int
+	waiting  int      // workers that wait for a task and have not been sent one
 	out      itemList // every delivery that is not settled, parked and waiting ones included
 	ready    queue    // to be started as soon as a slot is free
 	parked   parkedHeap
@@ -65,6 +68,11 @@ const (
 	maxPause = 5 * time.Second
 	// shortHold is the longest wait for which a scheduled job keeps its delivery instead of being moved.
 	shortHold = 20 * time.Millisecond
+	// workerIdle is how long a worker waits for its next job before it goes.
+	workerIdle = 5 * time.Second
+	// gather is how long a fetch is put off, while a backlog waits, for more slots to become free: many small fetches cost more
+	// than the wait.
+	gather = 200 * time.Microsecond
 	// cancelGrace is how long a job may take to end after its context was cancelled by the drain timeout.
 	cancelGrace = 5 * time.Second
 )
@@ -87,7 +95,7 @@ func NewWindow(src transport.Source, cfg WindowConfig) (*Window, error) {
 	return &Window{
 		cfg: cfg, src: src, base: base, cancel: cancel,
 		drain: make(chan struct{}), wake: make(chan struct{}, 1), idle: make(chan struct{}),
-		keys: map[string]*queue{},
+		tasks: make(chan *item, cfg.Limit), keys: map[string]*queue{},
 	}, nil
 }
 
@@ -131,13 +139,14 @@ func (w *Window) InFlight() (running, out int) {
 
 // fetch takes deliveries from the source while there is room and no trouble, until ctx ends or the source is closed.
 func (w *Window) fetch(ctx context.Context) error {
-	pause := minPause
+	pause, backlog := minPause, false
 	for {
-		room := w.awaitRoom(ctx)
+		room := w.awaitRoom(ctx, backlog)
 		if room == 0 {
 			return nil
 		}
 		ds, err := w.src.Fetch(ctx, room)
+		backlog = len(ds) == room
 		w.accept(ds)
 		switch {
 		case ctx.Err() != nil:
@@ -156,8 +165,10 @@ func (w *Window) fetch(ctx context.Context) error {
 	}
 }
 
-// awaitRoom blocks until the window can take deliveries and returns how many; 0 when ctx has ended.
-func (w *Window) awaitRoom(ctx context.Context) int {
+// awaitRoom blocks until the window can take deliveries and returns how many; 0 when ctx has ended. While a backlog waits it
+// gathers some slots first, for a short time.
+func (w *Window) awaitRoom(ctx context.Context, backlog bool) int {
+	var enough <-chan time.Time
 	for ctx.Err() == nil {
 		w.mu.Lock()
 		room := min(w.cfg.Limit-w.running-w.ready.len(), w.cfg.MaxOut-w.out.n)
@@ -165,11 +176,18 @@ func (w *Window) awaitRoom(ctx context.Context) int {
 			room = 0
 		}
 		w.mu.Unlock()
-		if room > 0 {
+		if room > 0 && (!backlog || room >= w.cfg.Limit/4) {
 			return room
+		}
+		if room > 0 && enough == nil {
+			t := time.NewTimer(gather)
+			defer t.Stop()
+			enough = t.C
 		}
 		select {
 		case <-w.wake:
+		case <-enough:
+			backlog = false
 		case <-ctx.Done():
 		}
 	}
@@ -226,15 +244,40 @@ func (w *Window) accept(ds []transport.Delivery) {
 func (w *Window) pump() {
 	for w.running < w.cfg.Limit && w.ready.len() > 0 {
 		w.running++
-		go w.work(w.ready.pop())
+		if it := w.ready.pop(); w.waiting > 0 {
+			w.waiting--
+			w.tasks <- it // never blocks: there are no more of them than workers
+		} else {
+			go w.work(it)
+		}
 	}
 }
 
-// work runs an item, and then others as long as there are any: one goroutine serves many short jobs.
+// work runs an item, and then others: a worker that has grown its stack is worth keeping for a while.
 func (w *Window) work(it *item) {
-	for it != nil {
-		s := w.carry(it)
-		it = w.settle(it, s)
+	retire := time.NewTimer(workerIdle)
+	defer retire.Stop()
+	for {
+		for it != nil {
+			it = w.settle(it, w.carry(it))
+		}
+		retire.Reset(workerIdle)
+		select {
+		case it = <-w.tasks:
+		case <-w.idle:
+			return
+		case <-retire.C:
+			w.mu.Lock()
+			leave := w.waiting > 0 // else a task is on its way
+			if leave {
+				w.waiting--
+			}
+			w.mu.Unlock()
+			if leave {
+				return
+			}
+			it = <-w.tasks
+		}
 	}
 }
 
@@ -323,6 +366,7 @@ func (w *Window) settle(it *item, s job.Settlement) *item {
 		w.running++
 		return w.ready.pop()
 	}
+	w.waiting++
 	return nil
 }
 

@@ -35,26 +35,36 @@ type Log struct{ log *slog.Logger }
 // NewLog returns a sink that writes to log.
 func NewLog(log *slog.Logger) *Log { return &Log{log} }
 
-var logged = map[event.Type]struct {
-	level slog.Level
-	text  string
-}{
-	event.Finished:  {slog.LevelInfo, "job finished"},
-	event.Repeated:  {slog.LevelInfo, "job seen again"},
-	event.Retried:   {slog.LevelWarn, "job will be retried"},
-	event.Dead:      {slog.LevelError, "job dead-lettered"},
-	event.Crashed:   {slog.LevelWarn, "earlier owner ended without a word"},
-	event.Fenced:    {slog.LevelWarn, "claim lost to another owner"},
-	event.Left:      {slog.LevelDebug, "job left for later"},
-	event.Attempted: {slog.LevelDebug, "attempt ended"},
-	event.Started:   {slog.LevelDebug, "attempt begun"},
+// line is the level and the text of an event's line.
+func line(t event.Type) (slog.Level, string) {
+	switch t {
+	case event.Finished:
+		return slog.LevelInfo, "job finished"
+	case event.Repeated:
+		return slog.LevelInfo, "job seen again"
+	case event.Retried:
+		return slog.LevelWarn, "job will be retried"
+	case event.Dead:
+		return slog.LevelError, "job dead-lettered"
+	case event.Crashed:
+		return slog.LevelWarn, "earlier owner ended without a word"
+	case event.Fenced:
+		return slog.LevelWarn, "claim lost to another owner"
+	case event.Left:
+		return slog.LevelDebug, "job left for later"
+	case event.Attempted:
+		return slog.LevelDebug, "attempt ended"
+	case event.Started:
+		return slog.LevelDebug, "attempt begun"
+	}
+	return slog.LevelDebug, string(t)
 }
 
 // Emit writes the event's line. What a producer or a guest chose is cleaned first.
 func (l *Log) Emit(e event.Event) {
-	how, ok := logged[e.Type]
+	level, text := line(e.Type)
 	ctx := context.Background()
-	if !ok || !l.log.Enabled(ctx, how.level) {
+	if !l.log.Enabled(ctx, level) {
 		return
 	}
 	j := e.Job
@@ -81,5 +91,5 @@ func (l *Log) Emit(e event.Event) {
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("err", job.CleanText(e.Err.Error())))
 	}
-	l.log.LogAttrs(ctx, how.level, how.text, attrs...)
+	l.log.LogAttrs(ctx, level, text, attrs...)
 }
