@@ -111,7 +111,11 @@ func (s *source) onAdjust(ctx context.Context, offsets map[string]map[int32]kgo.
 		return offsets, nil
 	}
 	for topic, parts := range offsets {
-		id := [16]byte(details[topic].ID)
+		d, ok := details[topic]
+		if !ok || d.Err != nil {
+			return nil, fmt.Errorf("topic id of %s: %w", topic, errors.Join(d.Err, kerr.UnknownTopicOrPartition))
+		}
+		id := [16]byte(d.ID) // zero where the cluster still runs an older version's protocol
 		name := uuid.UUID(id).String()
 		for num := range parts {
 			tp := topicPartition{topic, num}
@@ -152,7 +156,7 @@ func (s *source) begin(p *partition, c committed, id string, start, end int64) (
 	switch {
 	case c.offset < 0:
 		return start, 0, -1
-	case c.ours && c.topicID != id:
+	case c.ours && c.topicID != id && p.topicID != [16]byte{}:
 		s.t.recreated.Add(1)
 		log.Warn("topic was deleted and made again since the last commit: consuming it from its beginning", "was", c.topicID, "is", id)
 		return start, 0, -1

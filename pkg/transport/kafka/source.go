@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -34,7 +32,7 @@ type sourceConfig struct {
 }
 
 // source is a member of a consumer group. Its client fetches; the pump queues what was fetched by partition; Fetch hands out
-// from the queues; the committer writes watermarks; the client's group goroutine gives and takes partitions by callbacks.
+// from the queues; the committer writes watermarks; the keeper looks after topics; the client's group goroutine gives and takes partitions by callbacks.
 type source struct {
 	t       *Transport
 	cl      *kgo.Client
@@ -45,7 +43,7 @@ type source struct {
 	due     func(*kgo.Record) time.Time
 	maxSpan int
 
-	ctx    context.Context // ends the pump, the committer and the purger
+	ctx    context.Context // ends the pump, the committer and the keeper
 	cancel context.CancelFunc
 	kill   context.CancelFunc // ends the client, should the broker be away while it leaves the group
 	wg     sync.WaitGroup
@@ -55,7 +53,7 @@ type source struct {
 	drained chan struct{} // to a revocation: a partition has nothing out
 	commitC chan struct{} // to the committer: something is settled
 	urgentC chan struct{} // to the committer: Fetch waits for a larger bound
-	purgeC  chan struct{} // to the purger: a topic was made again
+	purgeC  chan struct{} // to the keeper: a topic was made again
 	dirty   atomic.Bool   // commitC was signalled
 	closing atomic.Bool
 
@@ -119,7 +117,7 @@ func newSource(t *Transport, cfg sourceConfig) (*source, error) {
 	s.cl, s.adm = cl, kadm.NewClient(cl)
 	s.wg.Go(s.pump)
 	s.wg.Go(s.committer)
-	s.wg.Go(s.purger)
+	s.wg.Go(s.keeper)
 	return s, nil
 }
 
@@ -351,41 +349,6 @@ func (s *source) gap(p *partition, from, to int64) {
 		"topic", p.topic, "partition", p.num, "from_offset", from, "to_offset", to, "lost", to-from)
 }
 
-// fetchError sorts what the client could not mend by itself. mu is held.
-func (s *source) fetchError(topic string, num int32, err error) {
-	var loss *kgo.ErrDataLoss
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, kgo.ErrClientClosed):
-	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
-		// The topic was deleted, and perhaps made again. Its old offsets mean nothing there, so nothing of it may be committed.
-		s.abandon(topic)
-		s.purge[topic] = true
-		signal(s.purgeC)
-	case errors.As(err, &loss):
-		s.t.log.Error("the broker lost messages that were read already", "topic", topic, "partition", num,
-			"read_to", loss.ConsumedTo, "reset_to", loss.ResetTo)
-		if p := s.parts[topicPartition{topic, num}]; p != nil {
-			s.replace(p, loss.ResetTo)
-		}
-	default:
-		doing := "consume " + s.topics[0] + " in group " + s.group
-		if topic != "" {
-			doing = "consume " + topic
-		}
-		s.err = s.t.describe(doing, err)
-	}
-}
-
-// abandon loses all partitions of a topic. mu is held.
-func (s *source) abandon(topic string) {
-	for tp, p := range s.parts {
-		if tp.topic == topic {
-			s.remove(p)
-			p.kill()
-		}
-	}
-}
-
 // remove takes a partition out of the ring and empties its queue. mu is held.
 func (s *source) remove(p *partition) {
 	p.drop()
@@ -414,36 +377,6 @@ func (s *source) admit(p *partition) {
 	s.parts[p.topicPartition] = p
 	s.ring = append(s.ring, p)
 	signal(s.urgentC)
-}
-
-// purger lets the client forget topics that were deleted, so that it finds what was made in their place.
-func (s *source) purger() {
-	for {
-		select {
-		case <-s.purgeC:
-		case <-s.ctx.Done():
-			return
-		}
-		s.mu.Lock()
-		var topics []string
-		for topic := range s.purge {
-			topics = append(topics, topic)
-		}
-		clear(s.purge)
-		s.mu.Unlock()
-		if len(topics) == 0 {
-			continue
-		}
-		s.t.recreated.Add(int64(len(topics)))
-		s.t.log.Warn("topic was deleted; consuming what is made in its place", "topics", topics)
-		s.cl.PurgeTopicsFromConsuming(topics...)
-		s.cl.AddConsumeTopics(topics...)
-		select { // no hot loop while the topic is away
-		case <-time.After(time.Second):
-		case <-s.ctx.Done():
-			return
-		}
-	}
 }
 
 // Close stops fetching, commits what is settled, and leaves the group. Deliveries that are out are lost.

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,4 +195,26 @@ func TestFetchEnds(t *testing.T) {
 		t.Errorf("fetch after close: %v", err)
 	}
 	var _ transport.Source = s
+}
+
+// A topic that does not exist is named, again and again but not in a hurry, and consumed once it is made.
+func TestSourceOfMissingTopic(t *testing.T) {
+	t.Parallel()
+	topic := unique(t)
+	tr := open(t, config(t, real(t)))
+	s := openSource(t, tr, topic)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	errs := 0
+	for began := time.Now(); errs == 0 || time.Since(began) < 3*time.Second; errs++ {
+		if _, err := s.Fetch(ctx, 1); err == nil || !strings.Contains(err.Error(), topic) {
+			t.Fatalf("fetch: %v", err)
+		}
+	}
+	if errs > 30 {
+		t.Errorf("failed %d times", errs)
+	}
+	prepare(t, tr, topic)
+	publish(t, tr, topic, "x")
+	fetch(t, s, 1)[0].Ack()
 }
