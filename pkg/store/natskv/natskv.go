@@ -1,5 +1,5 @@
 // Package natskv keeps state in a JetStream stream of its own, on NATS 2.12 or newer, embedded or remote. A key is a subject of which
-// the stream keeps the last message, its revision the message's sequence: the stream's counter, which never goes back. A
+// the stream keeps the last message, its revision twice the message's sequence: the stream's counter, which never goes back. A
 // transaction is one publication with its expectation, or its part of an atomic batch. A server with files flushes every batch to
 // disk, which costs milliseconds; concurrent transactions share them.
 //

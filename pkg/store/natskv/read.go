@@ -197,11 +197,11 @@ func (s *Store) entry(key string, seq int64, at time.Time, h nats.Header, data [
 	if h.Get(headerOperation) != "" {
 		return e
 	}
-	e.kv.Revision, e.kv.Modified, e.kv.Value = seq+ahead(h), at, data
+	e.kv.Revision, e.kv.Modified, e.kv.Value = putRevision(seq+ahead(h)), at, data
 	return e
 }
 
-// ahead returns by how much a message's revision is ahead of its sequence.
+// ahead returns how many messages of its transaction follow one.
 func ahead(h nats.Header) int64 {
 	n, err := strconv.ParseInt(h.Get(headerAhead), 10, 64)
 	if err != nil {

@@ -22,8 +22,7 @@ const (
 	headerBatchSeq    = "Nats-Batch-Sequence"
 	headerBatchCommit = "Nats-Batch-Commit"
 	headerOperation   = "KV-Operation"
-	// headerAhead says by how much a message's revision is ahead of its sequence: all keys that a transaction puts have the
-	// revision of its last message.
+	// headerAhead says how many messages of its transaction follow: all keys that it puts have the revision of the last one.
 	headerAhead = "Wasm-Ahead"
 )
 
@@ -67,9 +66,9 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 
 func (s *Store) txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	if expect, ok := guess(t); ok && single(t, expect) {
-		rev, err := s.write(ctx, t, expect)
+		seq, err := s.write(ctx, t, expect)
 		if err == nil {
-			return s.reply(t, true, rev, nil), nil
+			return s.reply(t, true, revision(t, seq), nil), nil
 		}
 		if !isConflict(err) {
 			return store.Reply{}, err
@@ -97,9 +96,9 @@ func (s *Store) txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 		for key, e := range found {
 			expect[key] = e.seq
 		}
-		rev, err := s.write(ctx, t, expect)
+		seq, err := s.write(ctx, t, expect)
 		if err == nil {
-			return s.reply(t, true, rev, found), nil
+			return s.reply(t, true, revision(t, seq), found), nil
 		}
 		if !isConflict(err) {
 			return store.Reply{}, err
@@ -115,10 +114,13 @@ func guess(t store.Txn) (map[string]int64, bool) {
 	}
 	expect := make(map[string]int64, len(t.If))
 	for _, c := range t.If {
-		if seq, ok := expect[c.Key]; ok && seq != c.Revision {
+		if seq, ok := expect[c.Key]; ok && seq != c.Revision/2 {
 			return nil, false
 		}
-		expect[c.Key] = c.Revision
+		if c.Revision%2 != 0 {
+			return nil, false
+		}
+		expect[c.Key] = c.Revision / 2
 	}
 	for _, k := range t.Read {
 		if seq, ok := expect[k]; !ok || seq != 0 {
@@ -126,6 +128,21 @@ func guess(t store.Txn) (map[string]int64, bool) {
 		}
 	}
 	return expect, true
+}
+
+// putRevision and goneRevision make revisions of sequences. A deletion is a message, too, and has a sequence that a condition could
+// name; it must not hold then. So what was put has even revisions, and what was deleted odd ones.
+func putRevision(seq int64) int64  { return 2 * seq }
+func goneRevision(seq int64) int64 { return 2*seq + 1 }
+
+// revision returns that of a transaction whose last message has the sequence seq.
+func revision(t store.Txn, seq int64) int64 {
+	for _, o := range t.Then {
+		if o.Kind == store.OpPut {
+			return putRevision(seq)
+		}
+	}
+	return goneRevision(seq)
 }
 
 // single says whether t is one message.
@@ -144,7 +161,7 @@ func (s *Store) reply(t store.Txn, done bool, rev int64, found map[string]entry)
 	return r
 }
 
-// write does Then if every key stands at the sequence expected of it, and returns the revision.
+// write does Then if every key stands at the sequence expected of it, and returns the sequence of the last message.
 func (s *Store) write(ctx context.Context, t store.Txn, expect map[string]int64) (int64, error) {
 	msgs := s.messages(t, expect)
 	if len(msgs) == 1 {

@@ -138,11 +138,12 @@ func (w *watcher) handle(m *nats.Msg, meta *nats.MsgMetadata) {
 	}
 	w.store.clock.saw(meta.Timestamp)
 	w.note(m, meta)
-	c := store.Change{KV: store.KV{Key: key, Revision: int64(meta.Sequence.Stream) + ahead(m.Header), Modified: meta.Timestamp}}
+	seq := int64(meta.Sequence.Stream)
+	c := store.Change{KV: store.KV{Key: key, Modified: meta.Timestamp}}
 	if gone(m) {
-		c.Deleted = true
+		c.Deleted, c.KV.Revision = true, goneRevision(seq)
 	} else {
-		c.KV.Value = m.Data
+		c.KV.Value, c.KV.Revision = m.Data, putRevision(seq+ahead(m.Header))
 	}
 	w.feed.Send(c)
 }

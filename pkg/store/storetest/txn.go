@@ -65,6 +65,17 @@ var txnCases = []testCase{
 			last = rev
 		}
 	}},
+	{name: "a deletion's revision is no condition that holds", run: func(t *testing.T, h Harness) {
+		s := h.Open(t)
+		put(t, s, "p/a", "v")
+		w := watch(t, s, "p/")
+		rev := done(t, s, store.Txn{Then: []store.Op{store.Delete("p/a")}})
+		seen := next(t, w).KV.Revision
+		for _, r := range []int64{rev, seen} {
+			refused(t, s, store.Txn{If: []store.Cond{{Key: "p/a", Revision: r}}, Then: []store.Op{store.Put("p/a", nil, 0)}})
+			refused(t, s, store.Txn{If: []store.Cond{{Key: "p/a", Revision: r}}, Then: []store.Op{store.Add("p/s", "m", 1)}})
+		}
+	}},
 	{name: "deleting an absent key is no error", run: func(t *testing.T, h Harness) {
 		s := h.Open(t)
 		done(t, s, store.Txn{Then: []store.Op{store.Delete("p/a")}})
