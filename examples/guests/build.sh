@@ -20,7 +20,7 @@ for name; do
 	if [ -f "$name/$name.c" ] && grep -q '^int main' "$name/$name.c"; then
 		clang --target=wasm32-wasi --sysroot=/usr -Os -flto -s -o "$to" "$name/$name.c"
 	elif [ -f "$name/$name.c" ]; then
-		clang --target=wasm32 -Os -ffreestanding -fno-builtin -nostdlib -Iinclude -Wall -Wl,--no-entry -Wl,-s -o "$to" "$name/$name.c"
+		clang --target=wasm32 -Os -ffreestanding -fno-builtin -nostdlib -Iinclude -Wall -Wl,--no-entry -Wl,-s -Wl,-z,stack-size=16384 -o "$to" "$name/$name.c"
 	elif [ -f "$name/$name.rs" ]; then
 		"${RUSTC:-/usr/bin/rustc}" --target wasm32-unknown-unknown --crate-type cdylib -C opt-level=s -C lto -C panic=abort \
 			-C codegen-units=1 -C strip=symbols -C link-arg=-zstack-size=16384 -o "$to" "$name/$name.rs"

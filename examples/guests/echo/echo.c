@@ -1,7 +1,7 @@
 // echo answers with its input and its input's Content-Type. With the setting "greeting" it says that first.
 #include "wasmsidecar.h"
 
-static u8 buffer[64 << 10];
+static u8 buffer[4096];
 
 i32 EXPORT(handle)(void) {
   i32 n = config_get(LIT("greeting"), buffer, sizeof buffer);
