@@ -123,82 +123,11 @@ func (w *Window) Run(ctx context.Context) error {
 	return err
 }
 
-// Trouble returns why consumption is paused, nil when it is not.
-func (w *Window) Trouble() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.trouble
-}
-
 // InFlight returns the number of jobs running, and of deliveries out, those included.
 func (w *Window) InFlight() (running, out int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.running, w.out.n
-}
-
-// fetch takes deliveries from the source while there is room and no trouble, until ctx ends or the source is closed.
-func (w *Window) fetch(ctx context.Context) error {
-	pause, backlog := minPause, false
-	for {
-		room := w.awaitRoom(ctx, backlog)
-		if room == 0 {
-			return nil
-		}
-		ds, err := w.src.Fetch(ctx, room)
-		backlog = len(ds) == room
-		w.accept(ds)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, transport.ErrClosed):
-			return fmt.Errorf("route %q: fetch: %w", w.cfg.Route, err)
-		case err != nil:
-			w.cfg.Log.Warn("fetch failed, trying again", "route", w.cfg.Route, "err", err, "pause", pause)
-			if !sleep(ctx, pause) {
-				return nil
-			}
-			pause = min(2*pause, maxPause)
-		default:
-			pause = minPause
-		}
-	}
-}
-
-// awaitRoom blocks until the window can take deliveries and returns how many; 0 when ctx has ended. While a backlog waits it
-// gathers some slots first, for a short time.
-func (w *Window) awaitRoom(ctx context.Context, backlog bool) int {
-	var enough <-chan time.Time
-	for ctx.Err() == nil {
-		w.mu.Lock()
-		room := min(w.cfg.Limit-w.running-w.ready.len(), w.cfg.MaxOut-w.out.n)
-		if w.trouble != nil || w.draining {
-			room = 0
-		}
-		w.mu.Unlock()
-		if room > 0 && (!backlog || room >= w.cfg.Limit/4) {
-			return room
-		}
-		if room > 0 && enough == nil {
-			t := time.NewTimer(gather)
-			defer t.Stop()
-			enough = t.C
-		}
-		select {
-		case <-w.wake:
-		case <-enough:
-			backlog = false
-		case <-ctx.Done():
-		}
-	}
-	return 0
-}
-
-func (w *Window) signal() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
 }
 
 // accept takes what was fetched. Without order by key, decoding is left to the goroutine that runs the job.
@@ -316,24 +245,6 @@ func (w *Window) decode(d transport.Delivery) *job.Job {
 	return j
 }
 
-// early says whether the job may not begin yet, and moves it until then.
-func (w *Window) early(it *item) (job.Settlement, bool) {
-	j := it.x.Job
-	if j.NotBefore.IsZero() || j.Invalid != nil {
-		return job.Settlement{}, false
-	}
-	wait := time.Until(j.NotBefore)
-	if wait <= 0 {
-		return job.Settlement{}, false
-	}
-	it.ran = j
-	if wait <= shortHold {
-		return job.Settlement{Verb: job.Leave, After: wait}, true
-	}
-	it.scheduled = true
-	return job.Settlement{Verb: job.Retry, After: wait}, true
-}
-
 // lost marks a delivery that is no longer ours: there is nothing to settle.
 const lost job.Verb = 255
 
@@ -370,49 +281,6 @@ func (w *Window) settle(it *item, s job.Settlement) *item {
 	return nil
 }
 
-// move writes the message again, to be delivered after a while, and says whether it was settled by that. An ordered job is
-// never moved. When the move fails the delivery is kept and presented again, which leads here once more.
-func (w *Window) move(it *item, after time.Duration) bool {
-	if w.cfg.ByKey {
-		return false
-	}
-	what := "retry"
-	if it.scheduled {
-		what, it.scheduled = "schedule", false
-	}
-	ctx, cancel := context.WithTimeout(w.base, w.cfg.DrainTimeout)
-	defer cancel()
-	err := it.d.Retry(ctx, after, transport.Moved(it.d.Message(), it.ran, what))
-	if err != nil {
-		w.cfg.Log.Warn("move failed, keeping the delivery", "route", w.cfg.Route, "job_id", it.ran.ID, "after", after, "err", err)
-		return false
-	}
-	return true
-}
-
-// park keeps an unsettled item without a slot until after has passed. The caller holds mu.
-func (w *Window) park(it *item, after time.Duration) {
-	it.due = time.Now().Add(max(after, time.Millisecond))
-	w.parked.push(it)
-	if w.parked[0] == it {
-		w.timer.Reset(time.Until(it.due))
-	}
-}
-
-// unpark makes ready what is due.
-func (w *Window) unpark() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	now := time.Now()
-	for len(w.parked) > 0 && !w.parked[0].due.After(now) {
-		w.ready.push(w.parked.pop())
-	}
-	if len(w.parked) > 0 {
-		w.timer.Reset(time.Until(w.parked[0].due))
-	}
-	w.pump()
-}
-
 // remove forgets an item that is settled or handed back, and lets the next of its key go. The caller holds mu.
 func (w *Window) remove(it *item) {
 	w.out.remove(it)
@@ -431,130 +299,5 @@ func (w *Window) remove(it *item) {
 	}
 	if w.draining && w.out.n == 0 && w.running == 0 {
 		closeOnce(w.idle)
-	}
-}
-
-// release hands an unsettled item back to the broker. The caller holds mu.
-func (w *Window) release(it *item) {
-	it.d.Release()
-	w.remove(it)
-}
-
-// meetTrouble pauses consumption: the chain could not do its work. It returns how long the item is to be left for; items that
-// come back find out whether the trouble is over.
-func (w *Window) meetTrouble(it *item, err error) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.trouble == nil {
-		w.cfg.Log.Warn("consumption paused", "route", w.cfg.Route, "err", err)
-	}
-	w.trouble = err
-	it.troubles++
-	return min(minPause<<min(it.troubles-1, 10), maxPause)
-}
-
-func (w *Window) endTrouble() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.trouble != nil {
-		w.trouble = nil
-		w.cfg.Log.Info("consumption resumed", "route", w.cfg.Route)
-	}
-}
-
-// heartbeat keeps every unsettled delivery alive until nothing is out any more.
-func (w *Window) heartbeat() {
-	lease := w.src.Lease()
-	if lease <= 0 {
-		<-w.idle
-		return
-	}
-	tick := time.NewTicker(max(lease/4, 10*time.Millisecond))
-	defer tick.Stop()
-	for {
-		select {
-		case <-w.idle:
-			return
-		case <-tick.C:
-		}
-		w.mu.Lock()
-		ds := w.out.deliveries()
-		w.mu.Unlock()
-		if len(ds) == 0 {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), lease/2)
-		err := w.src.Extend(ctx, ds)
-		cancel()
-		if err != nil {
-			w.cfg.Log.Warn("extending leases failed", "route", w.cfg.Route, "deliveries", len(ds), "err", err)
-		}
-	}
-}
-
-// beginDrain hands back everything that has not begun.
-func (w *Window) beginDrain() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.draining {
-		return
-	}
-	w.draining = true
-	close(w.drain)
-	waiting := append(w.ready.all(), w.parked...)
-	w.ready, w.parked = queue{}, nil
-	for _, q := range w.keys {
-		waiting = append(waiting, q.all()...)
-		*q = queue{}
-	}
-	for _, it := range waiting {
-		w.release(it)
-	}
-	if w.out.n == 0 && w.running == 0 {
-		closeOnce(w.idle)
-	}
-	w.signal()
-}
-
-// awaitIdle waits for what is running, cancels it after the drain timeout, and gives up on what does not end even then.
-func (w *Window) awaitIdle() {
-	timer := time.NewTimer(w.cfg.DrainTimeout)
-	defer timer.Stop()
-	select {
-	case <-w.idle:
-		return
-	case <-timer.C:
-	}
-	running, _ := w.InFlight()
-	w.cfg.Log.Warn("drain timeout, cancelling running jobs", "route", w.cfg.Route, "running", running)
-	w.cancel(ErrDrainTimeout)
-	timer.Reset(cancelGrace)
-	select {
-	case <-w.idle:
-	case <-timer.C:
-		w.cfg.Log.Error("jobs do not end, their messages stay unsettled", "route", w.cfg.Route, "running", running)
-		w.mu.Lock()
-		closeOnce(w.idle)
-		w.mu.Unlock()
-	}
-}
-
-func closeOnce(c chan struct{}) {
-	select {
-	case <-c:
-	default:
-		close(c)
-	}
-}
-
-// sleep waits for d and says whether ctx lived as long.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

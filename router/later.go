@@ -1,0 +1,99 @@
+package router
+
+import (
+	"context"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// early says whether the job may not begin yet, and moves it until then.
+func (w *Window) early(it *item) (job.Settlement, bool) {
+	j := it.x.Job
+	if j.NotBefore.IsZero() || j.Invalid != nil {
+		return job.Settlement{}, false
+	}
+	wait := time.Until(j.NotBefore)
+	if wait <= 0 {
+		return job.Settlement{}, false
+	}
+	it.ran = j
+	if wait <= shortHold {
+		return job.Settlement{Verb: job.Leave, After: wait}, true
+	}
+	it.scheduled = true
+	return job.Settlement{Verb: job.Retry, After: wait}, true
+}
+
+// move writes the message again, to be delivered after a while, and says whether it was settled by that. An ordered job is
+// never moved. When the move fails the delivery is kept and presented again, which leads here once more.
+func (w *Window) move(it *item, after time.Duration) bool {
+	if w.cfg.ByKey {
+		return false
+	}
+	what := "retry"
+	if it.scheduled {
+		what, it.scheduled = "schedule", false
+	}
+	ctx, cancel := context.WithTimeout(w.base, w.cfg.DrainTimeout)
+	defer cancel()
+	err := it.d.Retry(ctx, after, transport.Moved(it.d.Message(), it.ran, what))
+	if err != nil {
+		w.cfg.Log.Warn("move failed, keeping the delivery", "route", w.cfg.Route, "job_id", it.ran.ID, "after", after, "err", err)
+		return false
+	}
+	return true
+}
+
+// park keeps an unsettled item without a slot until after has passed. The caller holds mu.
+func (w *Window) park(it *item, after time.Duration) {
+	it.due = time.Now().Add(max(after, time.Millisecond))
+	w.parked.push(it)
+	if w.parked[0] == it {
+		w.timer.Reset(time.Until(it.due))
+	}
+}
+
+// unpark makes ready what is due.
+func (w *Window) unpark() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	for len(w.parked) > 0 && !w.parked[0].due.After(now) {
+		w.ready.push(w.parked.pop())
+	}
+	if len(w.parked) > 0 {
+		w.timer.Reset(time.Until(w.parked[0].due))
+	}
+	w.pump()
+}
+
+// Trouble returns why consumption is paused, nil when it is not.
+func (w *Window) Trouble() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trouble
+}
+
+// meetTrouble pauses consumption: the chain could not do its work. It returns how long the item is to be left for; items that
+// come back find out whether the trouble is over.
+func (w *Window) meetTrouble(it *item, err error) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trouble == nil {
+		w.cfg.Log.Warn("consumption paused", "route", w.cfg.Route, "err", err)
+	}
+	w.trouble = err
+	it.troubles++
+	return min(minPause<<min(it.troubles-1, 10), maxPause)
+}
+
+func (w *Window) endTrouble() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trouble != nil {
+		w.trouble = nil
+		w.cfg.Log.Info("consumption resumed", "route", w.cfg.Route)
+	}
+}
