@@ -19,7 +19,7 @@ demo: build ## 10 000 jobs through three modules on the embedded server
 	$(GO) run ./scripts/demo -sidecar bin/wasmsidecar
 
 test: ## all tests, against real servers; STRICT=1 allows no skipped test and no fake Kafka
-	@scripts/test $(if $(STRICT),-strict) -race -p=2 -count=$(COUNT) -timeout=20m ./...
+	@scripts/test $(if $(STRICT),-strict) -race -p=2 -parallel=8 -count=$(COUNT) -timeout=20m ./...
 
 check: vet lint test ## all that a change must pass
 
