@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// BenchmarkStart measures the real binary on the embedded server: from its start to readiness, with compiled modules in the
+// cache, and the resident memory it has while idle. Both are medians.
+func BenchmarkStart(b *testing.B) {
+	bin, cache := buildBinary(b), b.TempDir()
+	guests, err := filepath.Abs("../../examples/guests")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var ready, memory []float64
+	for b.Loop() {
+		admin := freeAddr(b)
+		cmd := exec.Command(bin, "run", "--dir", b.TempDir(), "--listen", freeAddr(b), "--admin", admin,
+			filepath.Join(guests, "echo.wasm"), filepath.Join(guests, "upper.wasm"), filepath.Join(guests, "adder.wasm"))
+		cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+cache)
+		began := time.Now()
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		for {
+			res, err := http.Get("http://" + admin + "/readyz")
+			if err == nil {
+				res.Body.Close()
+				if res.StatusCode == http.StatusOK {
+					break
+				}
+			}
+			time.Sleep(time.Millisecond)
+		}
+		ready = append(ready, time.Since(began).Seconds()*1000)
+		time.Sleep(500 * time.Millisecond) // idle
+		memory = append(memory, resident(b, cmd.Process.Pid))
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			b.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slices.Sort(ready)
+	slices.Sort(memory)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ready[len(ready)/2], "ms-to-ready")
+	b.ReportMetric(memory[len(memory)/2], "MB-idle")
+}
+
+// resident returns the resident memory of a process in MB.
+func resident(b *testing.B, pid int) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var kb float64
+	_, after, _ := strings.Cut(string(status), "VmRSS:")
+	if _, err := fmt.Sscan(after, &kb); err != nil {
+		b.Fatal(err)
+	}
+	return kb / 1024
+}
