@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/natskv"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/storetest"
