@@ -368,19 +368,29 @@ func (s *source) commit(ctx context.Context, ps []*partition) error {
 		return nil
 	})
 	var failed error
-	s.cl.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+	s.cl.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, req *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
 		if err != nil {
 			failed = err
 			return
 		}
+		names := map[[16]byte]string{} // newer answers name topics by id only
+		for _, t := range req.Topics {
+			names[t.TopicID] = t.Topic
+		}
 		for _, t := range resp.Topics {
+			topic := t.Topic
+			if topic == "" {
+				topic = names[t.TopicID]
+			}
 			for _, part := range t.Partitions {
-				if err := kerr.ErrorForCode(part.ErrorCode); err != nil {
-					failed = fmt.Errorf("%s/%d: %w", t.Topic, part.Partition, err)
+				tp := topicPartition{topic, part.Partition}
+				w, ok := writes[tp]
+				if !ok {
 					continue
 				}
-				w, ok := writes[topicPartition{t.Topic, part.Partition}]
-				if !ok {
+				delete(writes, tp)
+				if err := kerr.ErrorForCode(part.ErrorCode); err != nil {
+					failed = fmt.Errorf("%s/%d: %w", topic, part.Partition, err)
 					continue
 				}
 				w.p.mu.Lock()
@@ -389,6 +399,9 @@ func (s *source) commit(ctx context.Context, ps []*partition) error {
 				w.p.reserve = false
 				w.p.mu.Unlock()
 			}
+		}
+		if failed == nil && len(writes) > 0 {
+			failed = fmt.Errorf("the broker did not answer for %d partitions", len(writes))
 		}
 	})
 	signal(s.wake)
