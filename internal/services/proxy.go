@@ -19,6 +19,7 @@ type Proxy struct {
 	mu      sync.Mutex
 	closed  bool
 	state   proxyState
+	cuts    int           // what was connected before the last one is over, whatever the state is by now
 	changed chan struct{} // closed and replaced at every change of state
 	delay   time.Duration
 	conns   map[net.Conn]struct{}
@@ -52,8 +53,7 @@ func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.set(cut)
-	p.dropAll()
+	p.cut()
 }
 
 // Silence keeps connections open and carries nothing, as a pulled cable does, until Restore. Bytes that were sent meanwhile
@@ -91,7 +91,9 @@ func (p *Proxy) set(s proxyState) {
 	p.changed = make(chan struct{})
 }
 
-func (p *Proxy) dropAll() {
+func (p *Proxy) cut() {
+	p.cuts++
+	p.set(cut)
 	for c := range p.conns {
 		drop(c)
 	}
@@ -108,8 +110,7 @@ func drop(c net.Conn) {
 func (p *Proxy) close() {
 	p.mu.Lock()
 	p.closed = true
-	p.set(cut)
-	p.dropAll()
+	p.cut()
 	p.mu.Unlock()
 	_ = p.listener.Close() // nothing was written to it
 	p.wg.Wait()
@@ -128,18 +129,20 @@ func (p *Proxy) accept() {
 			continue
 		}
 		p.conns[c] = struct{}{}
-		p.wg.Go(func() { p.serve(c) })
+		cuts := p.cuts
+		p.wg.Go(func() { p.serve(c, cuts) })
 		p.mu.Unlock()
 	}
 }
 
-func (p *Proxy) serve(client net.Conn) {
+// serve carries one connection, which began after so many cuts and ends with the next.
+func (p *Proxy) serve(client net.Conn, cuts int) {
 	defer func() {
 		p.mu.Lock()
 		delete(p.conns, client)
 		p.mu.Unlock()
 	}()
-	if !p.pass() {
+	if !p.pass(cuts) {
 		drop(client)
 		return
 	}
@@ -149,32 +152,32 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.carry(server, client) })
-	both.Go(func() { p.carry(client, server) })
+	both.Go(func() { p.carry(server, client, cuts) })
+	both.Go(func() { p.carry(client, server, cuts) })
 	both.Wait()
 	// What failed was dropped already; the rest has been closed for writing and ends in good order.
 	_ = client.Close()
 	_ = server.Close()
 }
 
-// pass waits while the proxy is silent; false means that it is cut.
-func (p *Proxy) pass() bool {
+// pass waits while the proxy is silent; false means that it was cut.
+func (p *Proxy) pass(cuts int) bool {
 	for {
 		p.mu.Lock()
-		state, changed := p.state, p.changed
+		state, over, changed := p.state, p.cuts != cuts, p.changed
 		p.mu.Unlock()
-		switch state {
-		case carrying:
-			return true
-		case cut:
+		switch {
+		case over:
 			return false
+		case state == carrying:
+			return true
 		}
 		<-changed
 	}
 }
 
 // carry copies until the end of src and then closes dst for writing; any failure drops both.
-func (p *Proxy) carry(dst, src net.Conn) {
+func (p *Proxy) carry(dst, src net.Conn, cuts int) {
 	type chunk struct {
 		due  time.Time
 		data []byte
@@ -212,7 +215,7 @@ func (p *Proxy) carry(dst, src net.Conn) {
 		reader.Wait()
 	}
 	for c := range chunks {
-		if !p.waitUntil(c.due) || !p.pass() {
+		if !p.waitUntil(c.due, cuts) || !p.pass(cuts) {
 			fail()
 			return
 		}
@@ -221,7 +224,7 @@ func (p *Proxy) carry(dst, src net.Conn) {
 			return
 		}
 	}
-	if !errors.Is(readErr, io.EOF) || !p.pass() {
+	if !errors.Is(readErr, io.EOF) || !p.pass(cuts) {
 		fail()
 		return
 	}
@@ -231,13 +234,13 @@ func (p *Proxy) carry(dst, src net.Conn) {
 }
 
 // waitUntil is false when the proxy is cut meanwhile.
-func (p *Proxy) waitUntil(due time.Time) bool {
+func (p *Proxy) waitUntil(due time.Time, cuts int) bool {
 	for {
 		p.mu.Lock()
-		state, changed := p.state, p.changed
+		over, changed := p.cuts != cuts, p.changed
 		p.mu.Unlock()
 		left := time.Until(due)
-		if state == cut {
+		if over {
 			return false
 		}
 		if left <= 0 {

@@ -141,6 +141,45 @@ func TestProxySilenceHoldsBytesBack(t *testing.T) {
 	}
 }
 
+// What was held back when the connection was cut is lost, however soon the proxy carries again.
+func TestProxyCutLosesWhatWasHeldBack(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := NewProxy(t, l.Addr().String())
+	for range 20 {
+		c := dial(t, p.Addr())
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "before"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len("before"))
+		if _, err := io.ReadFull(server, got); err != nil {
+			t.Fatal(err)
+		}
+		p.Silence()
+		if err := exchange(c, "lost", 5*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("in silence: %v, want a timeout", err)
+		}
+		p.Cut()
+		p.Restore()
+		if err := server.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		rest, err := io.ReadAll(server)
+		if len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the server got %q (%v), want a dropped connection", rest, err)
+		}
+		server.Close()
+	}
+}
+
 func TestProxyDelay(t *testing.T) {
 	t.Parallel()
 	const delay = 60 * time.Millisecond
