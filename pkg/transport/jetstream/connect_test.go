@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -92,9 +93,13 @@ func TestPermissionDenied(t *testing.T) {
 	var log logBuffer
 	nc := dial(t, ConnectConfig{URLs: []string{auth}, Username: "reader", Password: "secret", Log: slog.New(slog.NewTextHandler(&log, nil))})
 	tr := open(t, nc)
+	begun := time.Now()
 	err := tr.Publisher().Publish(t.Context(), &transport.Message{Subject: subject, Body: []byte("x")})
 	if !errors.Is(err, transport.ErrRejected) || !strings.Contains(err.Error(), subject) {
 		t.Errorf("Publish: %v", err)
+	}
+	if took := time.Since(begun); took >= apiTimeout {
+		t.Errorf("Publish took %v: it waited for an acknowledgement although the server had refused", took)
 	}
 	err = tr.Replier().Publish(t.Context(), &transport.Message{Subject: "jobs.core." + services.UniqueName(t), Body: []byte("x")})
 	if !errors.Is(err, transport.ErrRejected) {
