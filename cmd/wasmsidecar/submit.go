@@ -40,6 +40,9 @@ that configuration and the broker is the configuration's; without it, ROUTE is a
 wasmsidecar run serves, at the NATS server named by --server. The input is the argument, the
 file named by --file, or stdin.
 
+With --id, a result that is there already under that id is printed, and the job is not run again
+while its outcome is remembered.
+
 The result goes to stdout. Exits 0 when the job went well, 1 when it failed (its problem goes
 to stderr), 3 when the broker does not answer, 4 when no result came in time.`,
 		Example: `  wasmsidecar submit upper hello
@@ -74,7 +77,7 @@ func submit(ctx context.Context, s streams, file string, o submission) error {
 	if err != nil {
 		return usage(err)
 	}
-	msg, err := o.message(ctx, s, route)
+	msg, chosen, err := o.message(ctx, s, route)
 	if err != nil {
 		return err
 	}
@@ -89,11 +92,13 @@ func submit(ctx context.Context, s streams, file string, o submission) error {
 	}
 	defer closeTransport()
 	if err := t.Ping(ctx); err != nil {
-		return &exitError{exitUnreachable, fmt.Errorf("the broker (%s) does not answer: %w; is it running?", cfg.Transport, err)}
+		return &exitError{exitUnreachable, fmt.Errorf("the broker (%s at %s) does not answer: %w; is it running?", cfg.Transport, sidecar.Address(cfg), err)}
 	}
 	var tail transport.Tail
 	if !o.noWait {
-		if tail, err = t.Tail(ctx, route.To, false); err != nil {
+		// An id that was given may be one that is done already. A broker that recognises the repeated result by its message id
+		// shows it once only, so it is looked for from the beginning.
+		if tail, err = t.Tail(ctx, route.To, chosen); err != nil {
 			return refused(err, "watch for results at %q: %w; is a sidecar serving %q?", route.To, err, route.From)
 		}
 		defer tail.Close()
@@ -112,7 +117,7 @@ func submit(ctx context.Context, s streams, file string, o submission) error {
 			return &exitError{exitTimeout, fmt.Errorf("no result for job %q at %q within %s: is a sidecar serving %q? The job stays with the broker", id, route.To, o.timeout, route.From)}
 		case err != nil:
 			return fmt.Errorf("wait for the result of job %q: %w", id, err)
-		case m.Header.Get(transport.HeaderResultOf) == id:
+		case m.Header.Get(transport.HeaderResultOf) == id && (file == "" || strings.HasSuffix(m.Header.Get(transport.HeaderMsgID), "/"+route.Name)):
 			return printResult(s, o.output, id, m.Header.Get(transport.HeaderOK) == "true", m.Header.Get(transport.HeaderKind), m.Header, m.Body)
 		}
 	}
@@ -151,27 +156,29 @@ func (o submission) target(file string) (*config.Config, *config.Route, error) {
 	return nil, nil, fmt.Errorf("%s has no route %q; it has %s", file, o.route, strings.Join(names, ", "))
 }
 
-func (o submission) message(ctx context.Context, s streams, r *config.Route) (*transport.Message, error) {
+// message is the job, and whether its id was chosen by the user, so that it may have been used before.
+func (o submission) message(ctx context.Context, s streams, r *config.Route) (m *transport.Message, chosen bool, err error) {
 	h, err := parseHeaders(o.headers)
 	if err != nil {
-		return nil, usage(err)
+		return nil, false, usage(err)
 	}
 	body, err := input(ctx, s, o.file, o.input)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	id := o.id
 	if id == "" {
-		if id = h.Get(transport.HeaderJobID); id == "" {
-			id = uuid.NewString()
-		}
+		id = h.Get(transport.HeaderJobID)
+	}
+	if chosen = id != ""; !chosen {
+		id = uuid.NewString()
 	}
 	h.Set(transport.HeaderJobID, id)
-	m := &transport.Message{Subject: r.From, Header: h, Body: body}
+	m = &transport.Message{Subject: r.From, Header: h, Body: body}
 	if k := h.Get(transport.HeaderKey); k != "" {
 		m.Key = []byte(k)
 	}
-	return m, nil
+	return m, chosen, nil
 }
 
 func (o submission) printID(s streams, id string) error {

@@ -291,12 +291,12 @@ func openKafka(ctx context.Context, c *connections) (transport.Transport, error)
 // where the sidecar that runs it listens. The returned function closes everything.
 func Dial(ctx context.Context, cfg *config.Config, log *slog.Logger) (transport.Transport, func(), error) {
 	if cfg.Transport == config.Memory {
-		return nil, nil, errors.New("transport memory lives inside one process: nobody else can submit to it")
+		return nil, nil, configError{errors.New("transport memory lives inside one process: nobody else can submit to it")}
 	}
 	own := *cfg
 	if own.Transport == config.Embedded {
 		if own.Embedded.Listen == "" {
-			return nil, nil, errors.New("the embedded server listens nowhere: set embedded.listen, for example to 127.0.0.1:4222")
+			return nil, nil, configError{errors.New("the embedded server listens nowhere: set embedded.listen, for example to 127.0.0.1:4222")}
 		}
 		own.Transport = config.NATS
 		own.NATS = config.Default().NATS
@@ -306,7 +306,7 @@ func Dial(ctx context.Context, cfg *config.Config, log *slog.Logger) (transport.
 	own.NATS.Create, own.Kafka.Create, own.Redis.Create = false, false, false
 	c, err := connect(ctx, &own, log)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, configError{err}
 	}
 	return c.transport, func() { c.close(log) }, nil
 }

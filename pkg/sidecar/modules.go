@@ -3,7 +3,6 @@ package sidecar
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -40,11 +39,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	if ms.source, err = module.New(module.Config{}); err != nil {
 		return nil, err
 	}
-	dir, err := cacheDir(cfg)
-	if err != nil {
-		return nil, err
-	}
-	ms.engine, err = runtime.New(runtime.Config{CacheDir: dir, Log: opt.Log, Compiled: func(c runtime.Compilation) {
+	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
 		if c.Err == nil {
 			compiled(c.Module, c.Duration)
 		}
@@ -128,16 +123,17 @@ func (ms *modules) close() {
 	}
 }
 
-// cacheDir is where compiled modules are kept; "" for nowhere.
-func cacheDir(cfg *config.Config) (string, error) {
+// cacheDir is where compiled modules are kept; "" for nowhere, as for a user without a home.
+func cacheDir(cfg *config.Config, log *slog.Logger) string {
 	if cfg.Cache.Off || cfg.Cache.Dir != "" {
-		return cfg.Cache.Dir, nil
+		return cfg.Cache.Dir
 	}
 	base, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find the user's cache directory: %w; set cache.dir, or cache: off", err)
+		log.Debug("compiled modules are not kept: there is no cache directory", "err", err)
+		return ""
 	}
-	return filepath.Join(base, "wasmsidecar"), nil
+	return filepath.Join(base, "wasmsidecar")
 }
 
 // Check finds, verifies and compiles the modules of a configuration and reads the files it names. It asks no broker.

@@ -256,6 +256,14 @@ func (p part) where(cfg *config.Config) string {
 	return ""
 }
 
+// Address is where a configuration's broker is reached from outside, without credentials; "" for one that is inside a process.
+func Address(cfg *config.Config) string {
+	if cfg.Transport == config.Embedded {
+		return cfg.Embedded.Listen
+	}
+	return part{"broker", cfg.Transport}.where(cfg)
+}
+
 // await calls try until it succeeds, fails for good, or the time is up. The first tries are short, so that the log soon says
 // what is waited for.
 func (s *Sidecar) await(ctx, limit context.Context, p part, try func(context.Context) error, permanent func(error) bool) error {
