@@ -332,6 +332,10 @@ func TestPartitionsAdded(t *testing.T) {
 	if _, err := tr.adm.UpdatePartitions(t.Context(), 2, topic); err != nil {
 		t.Fatal(err)
 	}
+	await(t, "knowing the new partition", func() bool {
+		details, err := tr.adm.ListTopics(t.Context(), topic)
+		return err == nil && len(details[topic].Partitions) == 2 && led(details, []string{topic})
+	})
 	spread(t, cfg.Brokers, topic, 2, []string{"a", "b", "c", "d"})
 	began := time.Now()
 	for _, d := range fetch(t, s, 4) {
