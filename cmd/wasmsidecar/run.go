@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -43,13 +44,27 @@ and results are kept in the data directory and survive a restart.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&dir, "dir", "wasmsidecar-data", "data `directory`")
-	f.StringVar(&listen, "listen", "127.0.0.1:4222", "`address` for NATS clients")
-	f.StringVar(&admin, "admin", "127.0.0.1:9464", "`address` for health and metrics, or off")
+	f.StringVar(&dir, "dir", envOr("WASMSIDECAR_DATA", "wasmsidecar-data"), "data `directory`; WASMSIDECAR_DATA changes the default")
+	f.StringVar(&listen, "listen", envOr("NATS_LISTEN", defaultListen), "`address` for NATS clients; NATS_LISTEN in the environment changes the default")
+	f.StringVar(&admin, "admin", envOr("ADMIN_LISTEN", defaultAdmin), "`address` for health and metrics, or off; ADMIN_LISTEN changes the default")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
 	f.IntVar(&concurrency, "concurrency", 64, "most jobs of one module at once")
 	f.StringSliceVar(&allow, "allow-http", nil, "`host`:port that the modules may ask over http; may be repeated")
 	return cmd
+}
+
+// Where a sidecar without a configuration is found. The variables are those that the shipped configurations know.
+const (
+	defaultListen = "127.0.0.1:4222"
+	defaultAdmin  = "127.0.0.1:9464"
+)
+
+// envOr is the variable's value, or def where it has none.
+func envOr(name, def string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return def
 }
 
 // wasmFiles completes arguments that are modules.

@@ -31,7 +31,7 @@ const scriptPatience = 90 * time.Second
 
 // TestMain lets the scripts run this test binary as the command.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"wasmsidecar": main})
+	testscript.Main(m, map[string]func(){"wasmsidecar": main, "consume": consume})
 }
 
 // TestScripts runs testdata/script: one script for each promise of the command.

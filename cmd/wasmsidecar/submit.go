@@ -63,7 +63,7 @@ to stderr), 3 when the broker does not answer, 4 when no result came in time.`,
 	f.StringArrayVarP(&o.headers, "header", "H", nil, "a `'Name: value'` of the job; may be repeated")
 	f.DurationVarP(&o.timeout, "timeout", "t", 30*time.Second, "how long to wait for the result")
 	f.BoolVar(&o.noWait, "no-wait", false, "print the job's id and do not wait")
-	f.StringVar(&o.server, "server", "nats://127.0.0.1:4222", "NATS server, where there is no --config")
+	f.StringVar(&o.server, "server", envOr("NATS_URL", "nats://"+envOr("NATS_LISTEN", defaultListen)), "NATS server, where there is no --config; NATS_URL changes the default")
 	outputFlag(cmd, &o.output)
 	configFlag(cmd, file)
 	return cmd
