@@ -311,6 +311,9 @@ func TestJobThatKillsItsProcessDies(t *testing.T) {
 		if err != nil || x.Settlement.Verb != job.Dead || runs != 0 {
 			t.Fatalf("settlement %v, error %v, %d runs: want dead without another run", x.Settlement, err, runs)
 		}
+		if x.Outcome.Attempts != 3 || x.Outcome.Crashes != 3 {
+			t.Fatalf("outcome %+v: want three attempts, all of them crashed", x.Outcome)
+		}
 	})
 }
 

@@ -82,16 +82,17 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	defer cancel(nil)
 	cl.mu.Lock()
 	cl.cancel = cancel
-	rec := cl.rec
+	rec, crashed := cl.rec, cl.crashed
 	cl.mu.Unlock()
 	x.Job.Attempt, x.Crashes = rec.Attempts, rec.Crashes
 	x.NextAttempt = cl.next
 	x.Amend = s.amend(cl, x)
-	if rec.Crashes > 0 {
+	if crashed {
 		s.sink.Emit(event.Event{Type: event.Crashed, Time: time.Now(), Job: x.Job, Attempt: rec.Attempts})
 	}
 
 	if limit := s.policy.crashes(x); limit > 0 && rec.Crashes >= limit {
+		x.Job.Attempt-- // this claim runs nothing
 		err = exhausted{job.Errorf(job.KindTrap, "the process that ran it ended without a word %d times", rec.Crashes)}
 	} else {
 		err = s.next(run, x)
@@ -172,8 +173,8 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	return o
 }
 
-// record makes the outcome last. While the store is away it tries again for as long as the claim may live: the job has run,
-// and running it twice is what claims are there to avoid.
+// record makes the outcome last. While the store is away it tries again until ctx ends: the job has run, and running it twice
+// is what claims are there to avoid.
 func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) error {
 	if limit := s.claims.st.MaxValue(); limit > 0 && len(x.Outcome.Body)+x.Outcome.Header.Size()+2048 > limit {
 		o := *x.Outcome
@@ -210,15 +211,16 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 // putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
 // with the attempt uncounted.
 func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st state, after time.Duration, cause error) error {
-	rec := cl.record()
-	rec.State, rec.Wait, rec.Err = retrying, after, job.CleanText(cause.Error())
-	if st == running {
-		rec.Attempts--
-	}
 	// The context may have ended with the drain timeout; the store is still there.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	switch err := cl.put(wctx, rec, s.claims.keep()+after); {
+	err := cl.put(wctx, func(rec *record) {
+		rec.State, rec.Wait, rec.Err = retrying, after, job.CleanText(cause.Error())
+		if st == running {
+			rec.Attempts--
+		}
+	}, s.claims.keep()+after)
+	switch {
 	case errors.Is(err, errFenced):
 		return s.fenced(x, err)
 	case err != nil:

@@ -88,6 +88,7 @@ type claim struct {
 	rev     int64
 	written time.Time // local time of the last successful write
 	lost    bool
+	crashed bool // the claim before this one ended without a word
 	cancel  context.CancelCauseFunc
 }
 
@@ -129,6 +130,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	defer cl.mu.Unlock()
 	rec := record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}
 	var rev int64
+	crashed := false
 	for {
 		b, err := rec.encode()
 		if err != nil {
@@ -144,10 +146,11 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
 		if r.Done {
-			cl.rec, cl.rev, cl.written = rec, r.Revision, sent
+			cl.rec, cl.rev, cl.written, cl.crashed = rec, r.Revision, sent, crashed
 			return nil, nil
 		}
 		kv := r.Read[0]
+		crashed = false
 		if !kv.Exists() { // it expired between two rounds
 			rec, rev = record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}, 0
 			continue
@@ -156,7 +159,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		if err != nil {
 			return nil, fmt.Errorf("claim %q: %w", cl.key, err)
 		}
-		age := r.Now.Sub(kv.Modified)
+		age := max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait
 		next := *old
 		next.State, next.Token, next.Nonce, next.Lease = running, old.Token+1, nonce, c.cfg.Lease
 		next.Attempts++
@@ -175,6 +178,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 			return &taken{leave: old.Lease - age}, nil
 		default: // its owner went without a word
 			next.Crashes++
+			crashed = true
 		}
 		rec, rev = next, kv.Revision
 	}
@@ -197,25 +201,38 @@ func (cl *claim) recorded(ctx context.Context, rec *record) (*taken, error) {
 
 // finish makes an outcome the last word on the job.
 func (cl *claim) finish(ctx context.Context, o *job.Outcome) error {
-	rec := cl.record()
-	rec.State, rec.Outcome, rec.Lease, rec.Err, rec.Apart = done, o, 0, "", false
-	if c := cl.c.cfg; len(o.Body) > 0 && c.Results > 0 && c.Results < c.TTL {
+	ttl, apart, also := cl.c.cfg.TTL, false, []store.Op(nil)
+	if results := cl.c.cfg.Results; len(o.Body) > 0 && results > 0 && results < ttl {
 		bare := *o
 		bare.Body = nil
-		rec.Outcome, rec.Apart = &bare, true
-		return cl.put(ctx, rec, c.TTL, store.Put(cl.bodyKey, o.Body, c.Results))
+		also = []store.Op{store.Put(cl.bodyKey, o.Body, results)}
+		o, apart = &bare, true
 	}
-	return cl.put(ctx, rec, cl.c.cfg.TTL)
+	return cl.put(ctx, func(rec *record) {
+		rec.State, rec.Outcome, rec.Lease, rec.Err, rec.Apart = done, o, 0, "", apart
+	}, ttl, also...)
+}
+
+// next counts another attempt.
+func (cl *claim) next(ctx context.Context) error {
+	return cl.put(ctx, func(rec *record) { rec.Attempts++ }, cl.c.keep())
 }
 
 // keep is how long a record of an unfinished job is kept: no shorter than an outcome, and well beyond a lease.
 func (c *Claims) keep() time.Duration { return max(c.cfg.TTL, 10*c.cfg.Lease) }
 
-// put replaces the claim's record. When the answer is lost it looks at what is there; errFenced means that another owner has
-// taken the job, or that its record is gone.
-func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration, also ...store.Op) error {
+// put replaces the claim's record by what change makes of it. Reading, changing and writing are one step, so that a heartbeat
+// never writes over what came after it. errFenced means that another owner has taken the job, or that its record is gone.
+func (cl *claim) put(ctx context.Context, change func(*record), ttl time.Duration, also ...store.Op) error {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
+	rec := cl.rec
+	change(&rec)
+	return cl.write(ctx, rec, ttl, also...)
+}
+
+// write is put's last part. When the answer is lost it looks at what is there. The caller holds mu.
+func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also ...store.Op) error {
 	if cl.lost {
 		return errFenced
 	}
@@ -256,19 +273,6 @@ func (cl *claim) put(ctx context.Context, rec record, ttl time.Duration, also ..
 		cl.cancel(errFenced)
 	}
 	return errFenced
-}
-
-// next counts another attempt.
-func (cl *claim) next(ctx context.Context) error {
-	rec := cl.record()
-	rec.Attempts++
-	return cl.put(ctx, rec, cl.c.keep())
-}
-
-func (cl *claim) record() record {
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	return cl.rec
 }
 
 // forget ends the flight of the job in this process.
@@ -312,12 +316,11 @@ func (cl *claim) renew() {
 	ctx, cancel := context.WithTimeout(context.Background(), cl.c.cfg.Lease/3)
 	defer cancel()
 	cl.mu.Lock()
-	rec := cl.rec
-	cl.mu.Unlock()
-	if rec.State != running {
+	defer cl.mu.Unlock()
+	if cl.rec.State != running {
 		return
 	}
-	if err := cl.put(ctx, rec, cl.c.keep()); err != nil {
+	if err := cl.write(ctx, cl.rec, cl.c.keep()); err != nil {
 		cl.c.cfg.Log.Warn("heartbeat of a claim failed", "route", cl.c.cfg.Route, "key", cl.key, "err", err)
 	}
 }

@@ -47,8 +47,8 @@ func Publish(p *outputs) Stage {
 			o := *x.Outcome
 			o.Kind, o.Dead, o.Body, o.Header = job.KindInternal, false, nil, nil
 			o.Err = job.CleanText(fmt.Sprintf("the result could not be published to %s: %v", p.cfg.To, err))
-			if err := x.Amend(ctx, &o); err != nil {
-				return err
+			if err := x.Amend(ctx, &o); err != nil || x.Outcome == nil {
+				return err // without an outcome the claim was lost, and the message is left
 			}
 			return p.result(ctx, x)
 		}
