@@ -1,6 +1,7 @@
 package router
 
 import (
+	"container/heap"
 	"context"
 	"time"
 )
@@ -66,14 +67,13 @@ func closeOnce(c chan struct{}) {
 	}
 }
 
-// heartbeat keeps every unsettled delivery alive until nothing is out any more.
+// heartbeat keeps every unsettled delivery alive, and drops what was lost, until nothing is out any more.
 func (w *Window) heartbeat() {
-	lease := w.src.Lease()
-	if lease <= 0 {
-		<-w.idle
-		return
+	lease, every := w.src.Lease(), sweepEvery
+	if lease > 0 {
+		every = max(lease/4, 10*time.Millisecond)
 	}
-	tick := time.NewTicker(max(lease/4, 10*time.Millisecond))
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -81,17 +81,49 @@ func (w *Window) heartbeat() {
 			return
 		case <-tick.C:
 		}
-		w.mu.Lock()
-		ds := w.out.deliveries()
-		w.mu.Unlock()
-		if len(ds) == 0 {
-			continue
+		if lease > 0 {
+			w.extend(lease)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), lease/2)
-		err := w.src.Extend(ctx, ds)
-		cancel()
-		if err != nil {
-			w.cfg.Log.Warn("extending leases failed", "route", w.cfg.Route, "deliveries", len(ds), "err", err)
+		w.sweep()
+	}
+}
+
+// extend begins the leases of all that is out anew.
+func (w *Window) extend(lease time.Duration) {
+	w.mu.Lock()
+	ds := w.out.deliveries()
+	w.mu.Unlock()
+	if len(ds) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lease/2)
+	defer cancel()
+	if err := w.src.Extend(ctx, ds); err != nil {
+		w.cfg.Log.Warn("extending leases failed", "route", w.cfg.Route, "deliveries", len(ds), "err", err)
+	}
+}
+
+// sweep drops parked deliveries that are another's by now: they would hold their places, and their keys, until they are due.
+func (w *Window) sweep() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	kept, gone := w.parked[:0], []*item(nil)
+	for _, it := range w.parked {
+		if it.d.Lost() {
+			gone = append(gone, it)
+		} else {
+			kept = append(kept, it)
 		}
 	}
+	if len(gone) == 0 {
+		return
+	}
+	clear(w.parked[len(kept):])
+	w.parked = kept
+	heap.Init(&w.parked)
+	for _, it := range gone {
+		w.remove(it)
+	}
+	w.pump()
+	w.signal()
 }

@@ -12,12 +12,14 @@ import (
 type item struct {
 	d         transport.Delivery
 	x         job.Exchange
-	ran       *job.Job // the job as the last trip left it, with its attempt
-	key       string   // set only where the route is ordered
-	holds     bool     // its key waits for it
-	scheduled bool     // the coming move is a schedule rather than a retry
-	troubles  int      // trips in a row that the chain could not finish
-	due       time.Time
+	ran       *job.Job  // the job as the last trip left it, with its attempt
+	key       string    // set only where the route is ordered
+	holds     bool      // its key waits for it
+	scheduled bool      // the coming move is a schedule rather than a retry
+	moves     int       // moves in a row that failed
+	until     time.Time // when the next trip may begin, after a move that was not made; zero where none was wanted
+	troubles  int       // trips in a row that the chain could not finish
+	due       time.Time // when it leaves the parked ones
 
 	prev, next *item // in the list of what is out
 }

@@ -107,7 +107,7 @@ func (r *Router) open(ctx context.Context, route Route) (transport.Source, error
 // Status is the state of one route.
 type Status struct {
 	Route    string
-	Open     bool  // it consumes
+	Open     bool  // it consumes; no longer once it drains
 	Trouble  error // why consumption is paused; nil when it is not
 	InFlight int   // jobs running
 	Out      int   // deliveries not settled, those running included
@@ -119,7 +119,7 @@ func (r *Router) Status() []Status {
 	for i := range r.routes {
 		out[i].Route = r.routes[i].Window.Route
 		if w := r.wins[i].Load(); w != nil {
-			out[i].Open = true
+			out[i].Open = !w.Draining()
 			out[i].Trouble = w.Trouble()
 			out[i].InFlight, out[i].Out = w.InFlight()
 		}

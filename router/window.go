@@ -38,6 +38,7 @@ type Window struct {
 	keys     map[string]*queue // ordered keys that are busy, and who waits behind them
 	draining bool
 	trouble  error         // why consumption is paused; nil when it is not
+	troubled int           // items whose last trip met trouble: they find out whether it is over
 	idle     chan struct{} // closed when draining and nothing is out
 }
 
@@ -58,8 +59,6 @@ type WindowConfig struct {
 	Decode func(transport.Delivery) *job.Job
 	// Handle is the chain.
 	Handle job.Handler
-	// OnLeft, when set, is told of each delivery that is left for later or whose job met trouble.
-	OnLeft func(x *job.Exchange, after time.Duration, err error)
 	Log    *slog.Logger
 }
 
@@ -73,6 +72,10 @@ const (
 	// gather is how long a fetch is put off, while a backlog waits, for more slots to become free: many small fetches cost more
 	// than the wait.
 	gather = 200 * time.Microsecond
+	// movePause is the wait after a first failed move; it doubles up to 64 times itself.
+	movePause = time.Second
+	// sweepEvery is how often parked deliveries are looked at where the source has no lease, which tells how often.
+	sweepEvery = 5 * time.Second
 	// cancelGrace is how long a job may take to end after its context was cancelled by the drain timeout.
 	cancelGrace = 5 * time.Second
 )
@@ -121,6 +124,13 @@ func (w *Window) Run(ctx context.Context) error {
 	w.awaitIdle()
 	<-beat
 	return err
+}
+
+// Draining says that the window takes no more.
+func (w *Window) Draining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining
 }
 
 // InFlight returns the number of jobs running, and of deliveries out, those included.
@@ -224,16 +234,13 @@ func (w *Window) carry(it *item) job.Settlement {
 	}
 	decoded, j := x.Job, *x.Job // the chain may set the attempt; a second trip begins with what was decoded
 	*x = job.Exchange{Job: &j, Received: x.Received, Draining: w.drain}
+	it.until, it.moves, it.scheduled = time.Time{}, 0, false
 	err := w.cfg.Handle(w.base, x)
 	s := x.Settlement
 	if err != nil {
 		s = job.Settlement{Verb: job.Leave, After: w.meetTrouble(it, err)}
 	} else {
-		it.troubles = 0
-		w.endTrouble()
-	}
-	if w.cfg.OnLeft != nil && s.Verb == job.Leave {
-		w.cfg.OnLeft(x, s.After, err)
+		w.endTrouble(it)
 	}
 	it.ran, x.Job = &j, decoded
 	return s
@@ -250,14 +257,14 @@ const lost job.Verb = 255
 
 // settle carries out the decision about an item, frees its slot and returns the next item to run in its place.
 func (w *Window) settle(it *item, s job.Settlement) *item {
-	gone := true
+	gone, wait := true, s.After
 	switch s.Verb {
 	case job.Ack:
 		it.d.Ack()
 	case job.Dead:
 		it.d.Dead(s.Reason)
 	case job.Retry:
-		gone = w.move(it, s.After)
+		gone, wait = w.move(it, s.After)
 	case job.Leave:
 		gone = false
 	}
@@ -270,7 +277,7 @@ func (w *Window) settle(it *item, s job.Settlement) *item {
 	case w.draining:
 		w.release(it)
 	default:
-		w.park(it, s.After)
+		w.park(it, wait)
 	}
 	w.signal()
 	if w.running < w.cfg.Limit && w.ready.len() > 0 {
@@ -293,9 +300,12 @@ func (w *Window) remove(it *item) {
 			w.ready.push(next)
 		}
 	}
-	if w.trouble != nil && w.out.n == 0 {
-		w.trouble = nil // nothing is left that could find out that it is over
-		w.signal()
+	if it.troubles > 0 {
+		it.troubles = 0
+		w.troubled--
+	}
+	if w.trouble != nil && w.troubled == 0 {
+		w.resume() // nothing is left that would find out whether it is over
 	}
 	if w.draining && w.out.n == 0 && w.running == 0 {
 		closeOnce(w.idle)

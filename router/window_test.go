@@ -34,7 +34,7 @@ type parcel struct {
 	f    *feed
 	msg  transport.Message
 	pos  string
-	lost bool
+	lost atomic.Bool
 }
 
 func newFeed() *feed {
@@ -120,7 +120,7 @@ func (p *parcel) Message() *transport.Message { return &p.msg }
 func (p *parcel) Position() string            { return p.pos }
 func (p *parcel) Published() time.Time        { return time.Time{} }
 func (p *parcel) Redelivered() bool           { return false }
-func (p *parcel) Lost() bool                  { return p.lost }
+func (p *parcel) Lost() bool                  { return p.lost.Load() }
 func (p *parcel) Ack()                        { p.f.settle(p, "ack") }
 func (p *parcel) Dead(string)                 { p.f.settle(p, "dead") }
 func (p *parcel) Release()                    { p.f.settle(p, "release") }
@@ -143,10 +143,17 @@ type window struct {
 
 func start(t *testing.T, cfg router.WindowConfig, handle job.Handler) *window {
 	t.Helper()
+	src := newFeed()
+	src.lease = 3 * time.Second
+	return startOn(t, src, cfg, handle)
+}
+
+// startOn is start over a source of the test's own.
+func startOn(t *testing.T, src *feed, cfg router.WindowConfig, handle job.Handler) *window {
+	t.Helper()
 	d := &transport.Decoder{Route: "jobs", Module: "m"}
 	cfg.Route, cfg.Decode, cfg.Handle, cfg.Log = "jobs", d.Decode, handle, slog.New(slog.DiscardHandler)
-	win := &window{feed: newFeed(), done: make(chan error, 1)}
-	win.lease = 3 * time.Second
+	win := &window{feed: src, done: make(chan error, 1)}
 	w, err := router.NewWindow(win.feed, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -387,32 +394,6 @@ func TestTroublePausesConsumption(t *testing.T) {
 	})
 }
 
-func TestFailedMoveKeepsTheDelivery(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		w := start(t, router.WindowConfig{Limit: 1}, func(_ context.Context, x *job.Exchange) error {
-			x.Job.Attempt = 1
-			x.Settlement = job.Settlement{Verb: job.Retry, After: 10 * time.Second}
-			return nil
-		})
-		w.mu.Lock()
-		w.failing = errors.New("broker away")
-		w.mu.Unlock()
-		w.put("a", "")
-		time.Sleep(5 * time.Second)
-		if len(w.all()) != 0 {
-			t.Fatalf("settled: %v", w.all())
-		}
-		w.mu.Lock()
-		w.failing = nil
-		w.mu.Unlock()
-		time.Sleep(6 * time.Second)
-		if got := w.how("a"); got != "retry 10s a/jobs/0.1/retry" {
-			t.Fatalf("settled: %q", got)
-		}
-	})
-}
-
 func TestLostDeliveryIsNotRun(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -420,7 +401,9 @@ func TestLostDeliveryIsNotRun(t *testing.T) {
 			t.Error("ran")
 			return nil
 		})
-		w.ch <- &parcel{f: w.feed, pos: "gone", lost: true}
+		gone := &parcel{f: w.feed, pos: "gone"}
+		gone.lost.Store(true)
+		w.ch <- gone
 		synctest.Wait()
 		if _, out := w.w.InFlight(); out != 0 || len(w.all()) != 0 {
 			t.Fatalf("%d out, settled %v", out, w.all())
