@@ -64,9 +64,11 @@ func New(cfg Config) (*Server, error) {
 // Addr is the address that is listened on.
 func (s *Server) Addr() string { return s.ln.Addr().String() }
 
-// Run answers until ctx ends, then finishes what is being answered, for up to two seconds.
+// Run answers until ctx ends, then finishes what is being answered, for up to two seconds, and returns.
 func (s *Server) Run(ctx context.Context) error {
+	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(over)
 		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := s.srv.Shutdown(sctx); err != nil {
@@ -74,8 +76,11 @@ func (s *Server) Run(ctx context.Context) error {
 			s.srv.Close()
 		}
 	})
-	defer stop()
-	if err := s.srv.Serve(s.ln); !errors.Is(err, http.ErrServerClosed) {
+	err := s.srv.Serve(s.ln)
+	if !stop() {
+		<-over // Serve returns when Shutdown begins
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("admin server: %w", err)
 	}
 	return nil
