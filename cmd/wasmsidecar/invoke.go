@@ -121,7 +121,7 @@ func invoke(ctx context.Context, s streams, cfg *config.Config, j *job.Job, outp
 	res, err := r.Run(ctx, j)
 	if err != nil {
 		if ctx.Err() != nil {
-			return fmt.Errorf("interrupted: %w", context.Cause(ctx))
+			return ctx.Err()
 		}
 		log.Log(ctx, slog.LevelDebug, "failed", "err", err)
 		o := &job.Outcome{Kind: job.KindOf(err), Err: job.CleanText(err.Error()), Attempts: 1, Module: j.Module}

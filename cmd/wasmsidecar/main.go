@@ -42,6 +42,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	code := exitCode(err)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		// Whatever was being done, this is why it was not.
+		code, err = exitInterrupted, fmt.Errorf("interrupted: %w", context.Cause(ctx))
+	}
 	var quiet *exitError
 	if err != nil && (!errors.As(err, &quiet) || quiet.err != nil) {
 		fmt.Fprintln(stderr, "wasmsidecar:", err)
@@ -58,10 +62,10 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 	l.log.DebugContext(ctx, "go-redis", "text", fmt.Sprintf(format, args...))
 }
 
-// interruptible returns a context that ends with the first SIGINT or SIGTERM, which begins the drain. The second ends the
-// process at once.
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, whose name is the cause; that begins the drain. The
+// second ends the process at once.
 func interruptible(stderr io.Writer) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	ch := make(chan os.Signal, 2)
 	done := make(chan struct{})
 	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
@@ -75,15 +79,14 @@ func interruptible(stderr io.Writer) (context.Context, func()) {
 					fmt.Fprintln(stderr, "wasmsidecar: second signal, leaving at once")
 					os.Exit(exitInterrupted)
 				}
-				fmt.Fprintf(stderr, "wasmsidecar: %s: ending in good order; once more to leave at once\n", s)
-				cancel()
+				cancel(errors.New(s.String()))
 			}
 		}
 	}()
 	return ctx, func() {
 		signal.Stop(ch)
 		close(done)
-		cancel()
+		cancel(nil)
 	}
 }
 

@@ -169,6 +169,9 @@ func serve(ctx context.Context, io streams, cfg *config.Config) error {
 	if err := limitMemory(); err != nil {
 		log.Warn("no memory limit", "err", err)
 	}
+	defer context.AfterFunc(ctx, func() {
+		log.Info("ending in good order; once more to leave at once", "signal", context.Cause(ctx).Error())
+	})()
 	s, err := sidecar.New(ctx, cfg, sidecar.Options{Log: log, Version: version()})
 	if err != nil {
 		return usage(err)

@@ -298,6 +298,9 @@ func Dial(ctx context.Context, cfg *config.Config, log *slog.Logger) (transport.
 		if own.Embedded.Listen == "" {
 			return nil, nil, configError{errors.New("the embedded server listens nowhere: set embedded.listen, for example to 127.0.0.1:4222")}
 		}
+		if strings.HasSuffix(own.Embedded.Listen, ":0") {
+			return nil, nil, configError{fmt.Errorf("embedded.listen is %s: each start takes another port, which the sidecar's log names; use that address", own.Embedded.Listen)}
+		}
 		own.Transport = config.NATS
 		own.NATS = config.Default().NATS
 		own.NATS.URLs = []string{"nats://" + own.Embedded.Listen}
