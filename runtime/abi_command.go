@@ -29,13 +29,13 @@ func (command) run(ctx context.Context, in *instance, _ *host.Call) error {
 // headerVars are the job's headers as environment variables, after CGI: HEADER_CONTENT_TYPE, and WASM_JOB_ID for what the
 // sidecar itself knows. The values of a header that occurs more than once are joined by commas. Where two names become one
 // variable the first has it.
-func headerVars(j *job.Job) [][2]string {
-	var vars [][2]string
+func headerVars(j *job.Job) []string {
+	var vars []string
 	seen := map[string]bool{}
 	add := func(name, value string) {
 		if !seen[name] && !strings.ContainsRune(value, 0) {
 			seen[name] = true
-			vars = append(vars, [2]string{name, value})
+			vars = append(vars, name+"="+value)
 		}
 	}
 	for _, name := range []string{"Wasm-Job-Id", "Wasm-Attempt", "Wasm-Route", "Wasm-Subject", "Wasm-Key", "Wasm-Source", "Wasm-Module", "Wasm-Type-Name"} {

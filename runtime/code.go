@@ -16,10 +16,10 @@ import (
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
 // codeKey is what compiled code depends on.
@@ -191,7 +191,7 @@ func (c *code) link(ctx context.Context, a ABI) error {
 		var err error
 		switch {
 		case f.Module == abi.WASI:
-			_, err = wasi_snapshot_preview1.Instantiate(context.WithoutCancel(ctx), c.rt)
+			err = wasi.Instantiate(context.WithoutCancel(ctx), c.rt)
 		case slices.Contains(host.Names(), f.Module):
 			err = host.Instantiate(context.WithoutCancel(ctx), c.rt, f.Module)
 		default:

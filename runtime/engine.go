@@ -56,6 +56,7 @@ type Engine struct {
 	cache  wazero.CompilationCache
 	budget *semaphore.Weighted
 	egress *host.Egress
+	start  time.Time // of the guests' monotonic clock
 
 	mu      sync.Mutex
 	closed  bool
@@ -74,7 +75,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.CompileWorkers == 0 {
 		cfg.CompileWorkers = goruntime.GOMAXPROCS(0)
 	}
-	e := &Engine{cfg: cfg, egress: host.NewEgress(cfg.Resolver), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
+	e := &Engine{cfg: cfg, egress: host.NewEgress(cfg.Resolver), start: time.Now(), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
 	if cfg.MemoryBudget > 0 {
 		e.budget = semaphore.NewWeighted(cfg.MemoryBudget)
 	}
@@ -198,10 +199,11 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 		HTTP: policy, HTTPCalls: cfg.Limits.HTTPCalls, HTTPBytes: cfg.Limits.HTTPBytes, HTTPTime: cfg.Limits.HTTPTime,
 		Egress: e.egress, Logger: e.cfg.Log,
 	}
-	m.instances = &fresh{
-		code: c, driver: m.driver, args: append([]string{cfg.Name}, cfg.Args...),
-		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers,
+	m.around = surroundings{
+		program: m.abi == ABICommand, args: append([]string{cfg.Name}, cfg.Args...),
+		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers, start: e.start,
 	}
+	m.instances = &fresh{code: c, driver: m.driver}
 	return m, nil
 }
 

@@ -2,21 +2,19 @@ package runtime
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"maps"
-	goruntime "runtime"
 	"slices"
 	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
 // instance is a guest that is ready for one job. It belongs to one goroutine.
@@ -43,38 +41,13 @@ type instances interface {
 
 // fresh makes an instance for each job.
 type fresh struct {
-	code    *code
-	driver  driver
-	args    []string
-	vars    [][2]string // environment of every job
-	headers bool        // the environment of each job has its headers as well
+	code   *code
+	driver driver
 }
 
 func (f *fresh) get(ctx context.Context, c *host.Call) (*instance, error) {
-	cfg := wazero.NewModuleConfig().
-		WithName(""). // instances are anonymous: there are many
-		WithStartFunctions().
-		WithArgs(f.args...).
-		WithStderr(c.Stderr()).
-		WithSysWalltime().
-		WithSysNanotime().
-		WithOsyield(goruntime.Gosched).
-		WithRandSource(rand.Reader).
-		WithNanosleep(func(ns int64) { sleep(ctx, time.Duration(ns)) })
-	if _, program := f.driver.(command); program {
-		cfg = cfg.WithStdin(c.Stdin()).WithStdout(writerOf(c))
-	} else {
-		cfg = cfg.WithStdout(c.Stdout())
-	}
-	for _, v := range f.vars {
-		cfg = cfg.WithEnv(v[0], v[1])
-	}
-	if f.headers {
-		for _, v := range headerVars(c.Job) {
-			cfg = cfg.WithEnv(v[0], v[1])
-		}
-	}
-	m, err := f.code.rt.InstantiateModule(ctx, f.code.compiled, cfg)
+	// Instances are anonymous: there are many.
+	m, err := f.code.rt.InstantiateModule(ctx, f.code.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
 		return nil, fmt.Errorf("start guest: %w", err)
 	}
@@ -91,22 +64,31 @@ func (f *fresh) get(ctx context.Context, c *host.Call) (*instance, error) {
 
 func (*fresh) put(in *instance) { _ = in.module.Close(context.Background()) }
 
+// surroundings are what the guests of a module see of the world through WASI.
+type surroundings struct {
+	program bool // stdin and stdout are the job and its result
+	args    []string
+	vars    []string  // environment of every job, NAME=value
+	headers bool      // the environment of each job has its headers as well
+	start   time.Time // of the monotonic clock
+}
+
+// process makes the process for a job.
+func (s *surroundings) process(c *host.Call) *wasi.Process {
+	p := &wasi.Process{Args: s.args, Env: s.vars, Stderr: c.Stderr(), Start: s.start}
+	if s.program {
+		p.Stdin, p.Stdout = c.Job.Body, writerOf(c)
+	} else {
+		p.Stdout = c.Stdout()
+	}
+	if s.headers {
+		p.Env = slices.Concat(s.vars, headerVars(c.Job))
+	}
+	return p
+}
+
 // writerOf hides everything of c but its Write.
 func writerOf(c *host.Call) io.Writer { return struct{ io.Writer }{c} }
-
-// sleep waits for d on a guest's behalf. When ctx ends first it stops the guest, which would take the sleep for slept.
-func sleep(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-		panic(sys.NewExitError(sys.ExitCodeContextCanceled))
-	}
-}
 
 // Env is the environment of a guest that uses WASI.
 type Env struct {
@@ -115,16 +97,16 @@ type Env struct {
 }
 
 // varsOf is the environment that all jobs of a module share: Vars, and the module's config as CONFIG_<NAME>.
-func varsOf(e Env, config map[string]string) [][2]string {
-	var vars [][2]string
+func varsOf(e Env, config map[string]string) []string {
+	var vars []string
 	for _, name := range slices.Sorted(maps.Keys(config)) {
 		v := "CONFIG_" + variable(name)
 		if _, taken := e.Vars[v]; !taken {
-			vars = append(vars, [2]string{v, config[name]})
+			vars = append(vars, v+"="+config[name])
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Vars)) {
-		vars = append(vars, [2]string{name, e.Vars[name]})
+		vars = append(vars, name+"="+e.Vars[name])
 	}
 	return vars
 }

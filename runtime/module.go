@@ -9,6 +9,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
 // Module is a compiled module with its grants and limits. It is a job.Runner that any number of goroutines may use.
@@ -22,6 +23,7 @@ type Module struct {
 	driver    driver
 	instances instances
 	grants    *host.Grants
+	around    surroundings
 
 	mu     sync.Mutex
 	closed bool
@@ -103,7 +105,7 @@ func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err erro
 
 // run takes the job through an instance and fills in how it ended.
 func (m *Module) run(e *ended) {
-	ctx := host.WithCall(e.ctx, e.call)
+	ctx := host.WithCall(wasi.WithProcess(e.ctx, m.around.process(e.call)), e.call)
 	in, err := m.instances.get(ctx, e.call)
 	if err != nil {
 		e.err = err

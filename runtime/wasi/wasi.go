@@ -1,0 +1,255 @@
+// Package wasi is a lean wasi_snapshot_preview1 for guests that are used for many jobs.
+//
+// It has all functions of preview 1. Arguments, environment, clocks, random numbers, sleep, the three standard streams and the
+// exit are there; there are no files and no sockets, and the functions for them answer EBADF, ENOTDIR, ENOTSOCK or ENOSYS.
+// Nothing about a guest is kept on the host's side but a Process, which belongs to one job: whoever resets a guest's memory
+// gives it a new Process, and nothing of the job before is left. proc_exit ends the guest's call with a *sys.ExitError and
+// leaves the module open.
+package wasi
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	goruntime "runtime"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
+)
+
+// Process is what a guest sees of the world in one job. It belongs to the goroutine that runs the guest.
+type Process struct {
+	Args   []string // the program's name first; none may hold a NUL
+	Env    []string // NAME=value; none may hold a NUL
+	Stdin  []byte
+	Stdout io.Writer // nil: what is written is dropped; it may panic to stop the guest
+	Stderr io.Writer // the same
+	Start  time.Time // where the monotonic clock begins; the same for all jobs of a guest
+
+	state State
+	read  int // how much of Stdin was read
+}
+
+// State is what a guest may change about its Process. The zero State is that of a new Process.
+type State struct {
+	closed [3]bool   // standard streams
+	flags  [3]uint16 // of standard streams, as fd_fdstat_set_flags left them
+}
+
+// State returns p's state, for the processes of guests that continue where this one is now.
+func (p *Process) State() State { return p.state }
+
+// SetState puts p into a state that State returned.
+func (p *Process) SetState(s State) { p.state = s }
+
+// open says whether fd is one of the standard streams and not closed.
+func (p *Process) open(fd uint32) bool { return fd < 3 && !p.state.closed[fd] }
+
+// WithProcess returns a context that carries p to the functions of this package.
+func WithProcess(ctx context.Context, p *Process) context.Context { return &processContext{ctx, p} }
+
+// processContext finds its process without allocating: functions look it up on every call.
+type processContext struct {
+	context.Context
+	process *Process
+}
+
+type processKey struct{}
+
+// Value implements context.Context.
+func (c *processContext) Value(key any) any {
+	if _, ok := key.(processKey); ok {
+		return c.process
+	}
+	return c.Context.Value(key)
+}
+
+// processOf returns the process that ctx carries; one that has nothing where it carries none.
+func processOf(ctx context.Context) *Process {
+	if c, ok := ctx.(*processContext); ok {
+		return c.process
+	}
+	if p, ok := ctx.Value(processKey{}).(*Process); ok {
+		return p
+	}
+	return &Process{}
+}
+
+// function is one function of preview 1. It returns its errno; what has no result returns 0.
+type function struct {
+	name   string
+	params string // one letter each: i for i32, I for i64
+	void   bool   // it has no result
+	call   func(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno
+}
+
+// Instantiate adds wasi_snapshot_preview1 to rt. Guests that import it must have a memory.
+func Instantiate(ctx context.Context, rt wazero.Runtime) error {
+	b := rt.NewHostModuleBuilder(abi.WASI)
+	for _, f := range functions() {
+		params := make([]api.ValueType, len(f.params))
+		for i, t := range []byte(f.params) {
+			if params[i] = api.ValueTypeI32; t == 'I' {
+				params[i] = api.ValueTypeI64
+			}
+		}
+		results := []api.ValueType{api.ValueTypeI32}
+		if f.void {
+			results = nil
+		}
+		b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, stack []uint64) {
+			if e := f.call(ctx, processOf(ctx), m.Memory(), stack); !f.void {
+				stack[0] = uint64(e)
+			}
+		}), params, results).WithName(f.name).Export(f.name)
+	}
+	if _, err := b.Instantiate(ctx); err != nil {
+		return fmt.Errorf("instantiate wasi: %w", err)
+	}
+	return nil
+}
+
+func functions() []function {
+	return []function{
+		{name: "args_get", params: "ii", call: argsGet},
+		{name: "args_sizes_get", params: "ii", call: argsSizesGet},
+		{name: "clock_res_get", params: "ii", call: clockResGet},
+		{name: "clock_time_get", params: "iIi", call: clockTimeGet},
+		{name: "environ_get", params: "ii", call: environGet},
+		{name: "environ_sizes_get", params: "ii", call: environSizesGet},
+		{name: "fd_advise", params: "iIIi", call: stream(eSPIPE)},
+		{name: "fd_allocate", params: "iII", call: stream(eSPIPE)},
+		{name: "fd_close", params: "i", call: fdClose},
+		{name: "fd_datasync", params: "i", call: stream(eINVAL)},
+		{name: "fd_fdstat_get", params: "ii", call: fdStatGet},
+		{name: "fd_fdstat_set_flags", params: "ii", call: fdStatSetFlags},
+		{name: "fd_fdstat_set_rights", params: "iII", call: always(eNOSYS)},
+		{name: "fd_filestat_get", params: "ii", call: fileStatGet},
+		{name: "fd_filestat_set_size", params: "iI", call: stream(eINVAL)},
+		{name: "fd_filestat_set_times", params: "iIIi", call: stream(eINVAL)},
+		{name: "fd_pread", params: "iiiIi", call: stream(eSPIPE)},
+		{name: "fd_prestat_dir_name", params: "iii", call: always(eBADF)},
+		{name: "fd_prestat_get", params: "ii", call: always(eBADF)},
+		{name: "fd_pwrite", params: "iiiIi", call: stream(eSPIPE)},
+		{name: "fd_read", params: "iiii", call: fdRead},
+		{name: "fd_readdir", params: "iiiIi", call: stream(eNOTDIR)},
+		{name: "fd_renumber", params: "ii", call: stream(eNOTSUP)},
+		{name: "fd_seek", params: "iIii", call: stream(eSPIPE)},
+		{name: "fd_sync", params: "i", call: stream(eINVAL)},
+		{name: "fd_tell", params: "ii", call: stream(eSPIPE)},
+		{name: "fd_write", params: "iiii", call: fdWrite},
+		{name: "path_create_directory", params: "iii", call: stream(eNOTDIR)},
+		{name: "path_filestat_get", params: "iiiii", call: stream(eNOTDIR)},
+		{name: "path_filestat_set_times", params: "iiiiIIi", call: stream(eNOTDIR)},
+		{name: "path_link", params: "iiiiiii", call: stream(eNOTDIR)},
+		{name: "path_open", params: "iiiiiIIii", call: stream(eNOTDIR)},
+		{name: "path_readlink", params: "iiiiii", call: stream(eNOTDIR)},
+		{name: "path_remove_directory", params: "iii", call: stream(eNOTDIR)},
+		{name: "path_rename", params: "iiiiii", call: stream(eNOTDIR)},
+		{name: "path_symlink", params: "iiiii", call: always(eBADF)},
+		{name: "path_unlink_file", params: "iii", call: stream(eNOTDIR)},
+		{name: "poll_oneoff", params: "iiii", call: pollOneoff},
+		{name: "proc_exit", params: "i", void: true, call: procExit},
+		{name: "proc_raise", params: "i", call: always(eNOSYS)},
+		{name: "random_get", params: "ii", call: randomGet},
+		{name: "sched_yield", call: schedYield},
+		{name: "sock_accept", params: "iii", call: stream(eNOTSOCK)},
+		{name: "sock_recv", params: "iiiiii", call: stream(eNOTSOCK)},
+		{name: "sock_send", params: "iiiii", call: stream(eNOTSOCK)},
+		{name: "sock_shutdown", params: "ii", call: stream(eNOTSOCK)},
+	}
+}
+
+// errno is what functions answer.
+type errno uint16
+
+const (
+	eOK      errno = 0
+	eBADF    errno = 8
+	eFAULT   errno = 21
+	eINVAL   errno = 28
+	eNOSYS   errno = 52
+	eNOTDIR  errno = 54
+	eNOTSOCK errno = 57
+	eNOTSUP  errno = 58
+	eSPIPE   errno = 70
+)
+
+// always is a function that has but one answer.
+func always(e errno) func(context.Context, *Process, api.Memory, []uint64) errno {
+	return func(context.Context, *Process, api.Memory, []uint64) errno { return e }
+}
+
+// stream is a function that answers e for an open standard stream, and that anything else is no descriptor.
+func stream(e errno) func(context.Context, *Process, api.Memory, []uint64) errno {
+	return func(_ context.Context, p *Process, _ api.Memory, stack []uint64) errno {
+		if !p.open(uint32(stack[0])) {
+			return eBADF
+		}
+		return e
+	}
+}
+
+func procExit(_ context.Context, _ *Process, _ api.Memory, stack []uint64) errno {
+	panic(sys.NewExitError(uint32(stack[0])))
+}
+
+func schedYield(context.Context, *Process, api.Memory, []uint64) errno {
+	goruntime.Gosched()
+	return eOK
+}
+
+func randomGet(_ context.Context, _ *Process, m api.Memory, stack []uint64) errno {
+	b, ok := m.Read(uint32(stack[0]), uint32(stack[1]))
+	if !ok {
+		return eFAULT
+	}
+	_, _ = rand.Read(b) // never fails
+	return eOK
+}
+
+func argsSizesGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	return sizes(m, p.Args, stack)
+}
+
+func argsGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	return strings(m, p.Args, stack)
+}
+
+func environSizesGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	return sizes(m, p.Env, stack)
+}
+
+func environGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	return strings(m, p.Env, stack)
+}
+
+// sizes writes how many strings there are and how many bytes they take with their NULs.
+func sizes(m api.Memory, list []string, stack []uint64) errno {
+	total := 0
+	for _, s := range list {
+		total += len(s) + 1
+	}
+	if !m.WriteUint32Le(uint32(stack[0]), uint32(len(list))) || !m.WriteUint32Le(uint32(stack[1]), uint32(total)) {
+		return eFAULT
+	}
+	return eOK
+}
+
+// strings writes pointers to the strings to stack[0], and the strings, each ended by NUL, to stack[1].
+func strings(m api.Memory, list []string, stack []uint64) errno {
+	at, to := uint32(stack[0]), uint32(stack[1])
+	for _, s := range list {
+		end := to + uint32(len(s))
+		if !m.WriteUint32Le(at, to) || !m.WriteString(to, s) || !m.WriteByte(end, 0) {
+			return eFAULT
+		}
+		at, to = at+4, end+1
+	}
+	return eOK
+}
