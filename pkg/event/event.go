@@ -13,7 +13,6 @@ type Type string
 
 // The types of event.
 const (
-	Started   Type = "started"   // an attempt began
 	Attempted Type = "attempted" // an attempt ended; Kind says how
 	Finished  Type = "finished"  // the job has its outcome, and all its outputs are out
 	Repeated  Type = "repeated"  // a job seen again had its recorded outcome emitted again

@@ -54,8 +54,6 @@ func line(t event.Type) (slog.Level, string) {
 		return slog.LevelDebug, "job left for later"
 	case event.Attempted:
 		return slog.LevelDebug, "attempt ended"
-	case event.Started:
-		return slog.LevelDebug, "attempt begun"
 	}
 	return slog.LevelDebug, string(t)
 }

@@ -117,7 +117,6 @@ func (m *Metrics) Emit(e event.Event) {
 		m.fenced.WithLabelValues(route).Inc()
 	case event.Left:
 		m.left.WithLabelValues(route).Inc()
-	case event.Started:
 	}
 }
 
