@@ -27,6 +27,9 @@ func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Jo
 	}
 }
 
+// endTimeout bounds each try to write how a claim ends. It is no longer than what the window gives to jobs that it cancels.
+const endTimeout = 4 * time.Second
+
 type claimStage struct {
 	claims *Claims
 	policy RetryPolicy
@@ -184,7 +187,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 	}
 	pause := 20 * time.Millisecond
 	for {
-		err := cl.finish(ctx, x.Outcome)
+		err := s.finish(ctx, cl, x.Outcome)
 		switch {
 		case err == nil:
 			return nil
@@ -208,11 +211,17 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 	}
 }
 
+// finish writes the outcome. The context may have ended with the drain timeout; the store is still there.
+func (s *claimStage) finish(ctx context.Context, cl *claim, o *job.Outcome) error {
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	return cl.finish(wctx, o)
+}
+
 // putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
 // with the attempt uncounted.
 func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st state, after time.Duration, cause error) error {
-	// The context may have ended with the drain timeout; the store is still there.
-	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
 	defer cancel()
 	err := cl.put(wctx, func(rec *record) {
 		rec.State, rec.Wait, rec.Err = retrying, after, job.CleanText(cause.Error())

@@ -110,6 +110,28 @@ func TestStoreClockSteppingBackDoesNotLengthenWaits(t *testing.T) {
 	})
 }
 
+// A job that goes well while it is being given up is not run again.
+func TestOutcomeIsRecordedInTheGrace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStore(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		first := setup{store: st, policy: threeTries, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			cancel()
+			return &job.Result{Body: []byte("out")}, nil
+		}}.start(t)
+		first.trip(ctx, "a") // what could not be published any more is published by the next owner
+		second := setup{store: st, policy: threeTries, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			t.Error("ran again")
+			return nil, nil
+		}}.start(t)
+		x, err := second.trip(t.Context(), "a")
+		if err != nil || !x.Repeat || string(x.Outcome.Body) != "out" {
+			t.Fatalf("outcome %+v, settlement %v, error %v: want the recorded one", x.Outcome, x.Settlement, err)
+		}
+	})
+}
+
 // A crash is told when it is found, not again with every later attempt of the job.
 func TestCrashIsToldOnce(t *testing.T) {
 	t.Parallel()
