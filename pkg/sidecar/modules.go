@@ -51,6 +51,9 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	var mu sync.Mutex
 	var errs []error
 	for name, m := range cfg.Modules {
+		if opt.Runners[name] != nil {
+			continue
+		}
 		wg.Go(func() {
 			r, err := ms.load(ctx, name, m)
 			mu.Lock()
