@@ -76,8 +76,10 @@ docker() {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(),
-		"NATS_LISTEN="+loopback(t), "ADMIN_LISTEN="+loopback(t), "KAFKA_BROKERS="+services.Kafka(t), "REDIS_ADDR="+services.StartRedis(t).Addr)
+	listen := loopback(t)
+	cmd.Env = append(os.Environ(), "NATS_LISTEN="+listen, "NATS_URL=nats://"+listen,
+		"WASMSIDECAR_DATA="+filepath.Join(dir, "data"), "XDG_CACHE_HOME="+filepath.Join(dir, "cache"),
+		"ADMIN_LISTEN="+loopback(t), "KAFKA_BROKERS="+services.Kafka(t), "REDIS_ADDR="+services.StartRedis(t).Addr)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
