@@ -167,12 +167,11 @@ const (
 	HeaderExpiresAt   = "Wasm-Expires-At"
 	HeaderTimeout     = "Wasm-Timeout"
 	HeaderMaxAttempts = "Wasm-Max-Attempts"
-	HeaderPriority    = "Wasm-Priority"
+	HeaderPriority    = "Wasm-Priority" // reserved: handed on and not acted upon
 	HeaderReplyTo     = "Reply-To"
 	HeaderCorrelation = "Correlation-Id"
 	HeaderTraceparent = "traceparent"
 	HeaderTracestate  = "tracestate"
-	HeaderBaggage     = "baggage"
 	HeaderContentType = "Content-Type"
 	HeaderMsgID       = "Nats-Msg-Id"
 	HeaderIdempotency = "Idempotency-Key"
