@@ -145,9 +145,14 @@ func (s *Store) create(ctx context.Context) error {
 	if s.cfg.Memory {
 		want.Storage = jetstream.MemoryStorage
 	}
-	s.stream, err = js.CreateStream(ctx, want)
-	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		s.stream, err = js.Stream(ctx, s.cfg.Stream)
+	// Look first: a stream that is there needs no permission to create it. It is made here alone, never at run time: nats-server
+	// 2.15.2 may crash when a stream is made in the moment in which one of the same name is deleted.
+	s.stream, err = js.Stream(ctx, s.cfg.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s.stream, err = js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
+			s.stream, err = js.Stream(ctx, s.cfg.Stream)
+		}
 	}
 	if err != nil {
 		return err

@@ -2,12 +2,14 @@ package natskv_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -137,6 +139,101 @@ func TestServerKilled(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatal("no change after the kill")
 		}
+	}
+}
+
+// A stream that is deleted under a store leaves errors behind: the store does not make it again, and another can be opened.
+func TestStreamDeleted(t *testing.T) {
+	t.Parallel()
+	conn := embedded(t)
+	s := open(t, conn, config(t))
+	put := store.Txn{Then: []store.Op{store.Put("p/a", []byte("1"), 0), store.Add("p/s", "a", 1)}}
+	if _, err := s.Txn(t.Context(), put); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.Range(t.Context(), store.Range{Set: "p/s", Max: 10}); err != nil || len(m) != 1 {
+		t.Fatalf("set has %v, %v", m, err)
+	}
+	w, err := s.Watch(t.Context(), "p/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	js, err := jetstream.New(conn(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(t.Context(), s.cfg.Stream); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Txn(t.Context(), put); err == nil {
+		t.Error("a transaction succeeded without a stream")
+	}
+	if err := s.Ping(t.Context()); err == nil {
+		t.Error("Ping succeeded without a stream")
+	}
+	if _, err := js.Stream(t.Context(), s.cfg.Stream); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("the stream was made again: %v", err)
+	}
+	again := open(t, conn, s.cfg)
+	r, err := again.Txn(t.Context(), store.Txn{If: []store.Cond{{Key: "p/a"}}, Then: put.Then})
+	if err != nil || !r.Done {
+		t.Errorf("in a new stream: done %v, %v", r.Done, err)
+	}
+}
+
+// An embedded server that ends before its store leaves errors behind, and nothing that hangs.
+func TestServerAbandoned(t *testing.T) {
+	t.Parallel()
+	srv, err := server.NewServer(&server.Options{JetStream: true, StoreDir: t.TempDir(), DontListen: true, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go srv.Start()
+	if !srv.ReadyForConnections(30 * time.Second) {
+		t.Fatal("nats server does not start")
+	}
+	s := open(t, func(t testing.TB) *nats.Conn { return connect(t, "", nats.InProcessServer(srv)) }, config(t))
+	w, err := s.Watch(t.Context(), "p/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	ended := make(chan struct{})
+	go func() { // writes go on while the server ends
+		defer close(ended)
+		for {
+			if _, err := s.Txn(t.Context(), store.Txn{Then: []store.Op{store.Put("p/a", nil, 0), store.Add("p/s", "a", 1)}}); err != nil {
+				return
+			}
+		}
+	}()
+	<-w.Changes()
+	srv.Shutdown()
+	srv.WaitForShutdown()
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("a transaction hangs")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A user who may not create streams uses the one that is there.
+func TestOpenWithoutPermissionToCreate(t *testing.T) {
+	t.Parallel()
+	srv := services.StartNATS(t, `authorization: { users: [ { user: "all", password: "x" },
+		{ user: "few", password: "x", permissions: { publish: { deny: "$JS.API.STREAM.CREATE.>" } } } ] }`)
+	cfg := config(t)
+	create(t, connect(t, "nats://"+srv.Addr, nats.UserInfo("all", "x")), stream(cfg.Stream))
+	s, err := natskv.Open(t.Context(), connect(t, "nats://"+srv.Addr, nats.UserInfo("few", "x")), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
