@@ -21,7 +21,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
+	"github.com/cheggaaa/pb/v3"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -180,8 +180,10 @@ func send(ctx context.Context, cfg *config.Config, n int, ended <-chan error) (*
 	sctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() { sendErr <- s.submit(sctx, t, n, slots) }()
-	bar := progressbar.NewOptions(n, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetVisibility(isTerminal(os.Stderr)),
-		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("jobs"), progressbar.OptionClearOnFinish())
+	var bar *pb.ProgressBar // only where somebody can see it move
+	if isTerminal(os.Stderr) {
+		bar = pb.Full.New(n).SetWriter(os.Stderr).Set(pb.CleanOnFinish, true).Start()
+	}
 	for done := 0; done < n; {
 		m, err := results.Next(ctx)
 		if err != nil {
@@ -190,12 +192,15 @@ func send(ctx context.Context, cfg *config.Config, n int, ended <-chan error) (*
 		if s.take(m) {
 			done++
 			<-slots
-			if err := bar.Add(1); err != nil {
-				return nil, err
+			if bar != nil {
+				bar.Increment()
 			}
 		}
 	}
 	s.took = time.Since(s.begun)
+	if bar != nil {
+		bar.Finish()
+	}
 	if err := <-sendErr; err != nil {
 		return nil, err
 	}
