@@ -676,9 +676,13 @@ func TestResultKeptForLessThanItsID(t *testing.T) {
 			want int
 		}{{0, 1}, {30 * time.Second, 2}, {time.Minute, 2}} {
 			time.Sleep(step.wait)
-			x, err := s.start(t).trip(t.Context(), "a")
+			p := s.start(t)
+			x, err := p.trip(t.Context(), "a")
 			if err != nil || x.Settlement.Verb != job.Ack {
 				t.Fatalf("settlement %+v, error %v", x.Settlement, err)
+			}
+			if n := p.events.count(event.Finished) + p.events.count(event.Repeated); n != 1 {
+				t.Fatalf("after %s the end of the job was told %d times, want once", step.wait, n)
 			}
 			if n := len(s.out.to("results")); n != step.want {
 				t.Fatalf("%d results, want %d", n, step.want)

@@ -68,6 +68,7 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 		x.Amend = s.amend(t.claim, x)
 		return nil
 	case t.silent:
+		x.Repeat = true
 		return nil
 	case t.leave > 0:
 		x.Settlement = job.Settlement{Verb: job.Leave, After: t.leave}

@@ -18,11 +18,12 @@ func Observe(sink event.Sink) Stage {
 			switch o := x.Outcome; {
 			case err != nil:
 				e.Type, e.Kind, e.Err = event.Left, job.KindUnavailable, err
-			case o == nil:
-				if x.Settlement.Verb != job.Leave {
-					return nil // the retry has been told already
-				}
+			case o == nil && x.Repeat: // done so long ago that its output is no longer kept
+				e.Type = event.Repeated
+			case o == nil && x.Settlement.Verb == job.Leave:
 				e.Type, e.Delay = event.Left, x.Settlement.After
+			case o == nil:
+				return nil // the retry has been told already
 			default:
 				e.Type, e.Kind, e.Attempt, e.Duration = event.Finished, o.Kind, o.Attempts, o.Duration
 				e.Wait = waited(x.Job, x.Received, begun)

@@ -15,7 +15,7 @@ type Type string
 const (
 	Attempted Type = "attempted" // an attempt ended; Kind says how
 	Finished  Type = "finished"  // the job has its outcome, and all its outputs are out
-	Repeated  Type = "repeated"  // a job seen again had its recorded outcome emitted again
+	Repeated  Type = "repeated"  // a job seen again had its recorded outcome emitted again; no Kind: it is kept no longer, so nothing was
 	Retried   Type = "retried"   // another attempt will be made after Delay
 	Dead      Type = "dead"      // a dead letter was written
 	Left      Type = "left"      // the message was left for later: another owner, or a part of the sidecar is away

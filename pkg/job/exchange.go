@@ -41,7 +41,8 @@ type Exchange struct {
 	Took time.Duration
 	// Outcome is the recorded outcome; nil while the job is unfinished (it will be retried, or another owner runs it).
 	Outcome *Outcome
-	// Repeat says that Outcome was recorded earlier and is only emitted again.
+	// Repeat says that Outcome was recorded earlier and is only emitted again. Where it is nil, its output is no longer kept and
+	// the message is settled without any.
 	Repeat bool
 	// Err is what the last attempt, or the chain itself, failed with. Observe reads it; it decides nothing.
 	Err error
