@@ -68,8 +68,6 @@ type generation struct {
 	inbox  string
 	ended  chan struct{} // closed when the subscription has handed over its last message
 	credit int           // asked for and not arrived
-	asked  map[string]int
-	number int
 	heard  time.Time
 }
 
@@ -196,9 +194,9 @@ func (p *pull) begin(ctx context.Context) error {
 		return err
 	}
 	g := &generation{
-		to: to, inbox: p.t.nc.NewInbox(), ended: make(chan struct{}), asked: make(map[string]int), heard: time.Now(),
+		to: to, inbox: p.t.nc.NewInbox(), ended: make(chan struct{}), heard: time.Now(),
 	}
-	sub, err := p.t.nc.Subscribe(g.inbox+".*", func(m *nats.Msg) { p.take(g, m) })
+	sub, err := p.t.nc.Subscribe(g.inbox, func(m *nats.Msg) { p.take(g, m) })
 	if err != nil {
 		p.doubt(0)
 		return fmt.Errorf("fetch %s: subscribe: %w", p.what, err)
@@ -244,9 +242,6 @@ func (p *pull) ask(limit int) {
 		return
 	}
 	g.credit += n
-	g.number++
-	reply := g.inbox + "." + strconv.Itoa(g.number)
-	g.asked[reply] = n
 	g.heard = time.Now()
 	b := append(p.request[:0], `{"batch":`...)
 	b = strconv.AppendInt(b, int64(n), 10)
@@ -258,7 +253,7 @@ func (p *pull) ask(limit int) {
 	p.request = b
 	subject := "$JS.API.CONSUMER.MSG.NEXT." + g.to.stream + "." + g.to.consumer
 	p.mu.Unlock()
-	if err := p.t.nc.PublishRequest(subject, reply, b); err != nil {
+	if err := p.t.nc.PublishRequest(subject, g.inbox, b); err != nil {
 		p.doubt(rebindPause)
 	}
 }
@@ -272,28 +267,21 @@ func (p *pull) take(g *generation, m *nats.Msg) {
 		if g.credit > 0 {
 			g.credit--
 		}
-		if g.credit == 0 {
-			clear(g.asked)
-		}
 		p.ready = append(p.ready, arrived{msg: m, meta: x, to: g.to, at: now})
 		p.mu.Unlock()
 		p.signal()
 		return
 	}
-	status, pending := m.Header.Get("Status"), m.Header.Get("Nats-Pending-Messages")
+	status := m.Header.Get("Status")
+	missing, err := strconv.Atoi(m.Header.Get("Nats-Pending-Messages"))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g.heard = now
 	switch {
 	case status == "100":
 		return
-	case pending != "": // a request has ended with so many messages missing
-		n, err := strconv.Atoi(pending)
-		if err != nil {
-			n = g.asked[m.Subject]
-		}
-		g.credit = max(0, g.credit-n)
-		delete(g.asked, m.Subject)
+	case err == nil: // a request has ended with so many messages missing
+		g.credit = max(0, g.credit-missing)
 	default:
 		p.t.log.Debug("pull request refused", "what", p.what, "status", status, "description", m.Header.Get("Description"))
 		if g == p.gen {
