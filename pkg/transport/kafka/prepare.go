@@ -41,13 +41,29 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 		return err
 	}
 	if len(missing) > 0 && !t.cfg.CreateTopics {
-		return fmt.Errorf("kafka: these topics are missing: %s; make them, or set create and grant CREATE on them %s: %w",
-			strings.Join(missing, ", "), t.cfg.SASL.who(), transport.ErrRejected)
+		return fmt.Errorf("kafka: these topics are missing: %s; make them, or set kafka.create: true, for which the right to CREATE them is needed (connecting %s): %w",
+			listed(missing, delays), t.cfg.SASL.who(), transport.ErrRejected)
 	}
 	if err := t.createTopics(ctx, missing); err != nil {
 		return err
 	}
 	return t.findLimits(ctx, s, delays)
+}
+
+// listed names topics; those for delays, of which there are many, by the first and the last of them.
+func listed(missing, delays []string) string {
+	var names, waiting []string
+	for _, topic := range missing {
+		if slices.Contains(delays, topic) {
+			waiting = append(waiting, topic)
+		} else {
+			names = append(names, topic)
+		}
+	}
+	if n := len(waiting); n > 2 {
+		waiting = []string{fmt.Sprintf("%s … %s (%d delay topics, by powers of two)", waiting[0], waiting[n-1], n)}
+	}
+	return strings.Join(append(names, waiting...), ", ")
 }
 
 // checkVersion asks every broker what it speaks.

@@ -338,7 +338,7 @@ func (t *Transport) makeGroup(ctx context.Context, stream string) (bool, error) 
 
 // missing is the error for a stream that does not exist and may not be made.
 func missing(stream string) error {
-	return fmt.Errorf("%w: stream %q does not exist; make it, or allow streams to be created", transport.ErrRejected, stream)
+	return fmt.Errorf("%w: stream %q does not exist; make it, or set redis.create: true", transport.ErrRejected, stream)
 }
 
 // less compares entry ids.
