@@ -166,6 +166,7 @@ func serve(ctx context.Context, io streams, cfg *config.Config) error {
 	if err := cfg.NeedRoutes(); err != nil {
 		return usage(err)
 	}
+	tuneCollector()
 	if err := limitMemory(); err != nil {
 		log.Warn("no memory limit", "err", err)
 	}
