@@ -46,6 +46,7 @@ type host struct {
 	slice int64            // fuel granted at a time
 	limit int64            // fuel that may be granted in all, 0 for any
 	spent int64            // granted so far, minus what was there before
+	ended int64            // burnt when behave was done
 	mods  map[api.Module]*rewrite.Module
 }
 
