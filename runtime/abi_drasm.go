@@ -33,6 +33,7 @@ func (drasm) reactor() bool { return true }
 
 func (drasm) run(ctx context.Context, in *instance, c *host.Call) error {
 	message := host.Envelope{TypeName: c.Job.TypeName, Payload: c.Job.Body}.Append(nil)
+	c.Invoke = in.call
 	ptr, err := c.Alloc(ctx, in.module, message)
 	if err != nil {
 		return err

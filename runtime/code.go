@@ -19,6 +19,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+	"github.com/wasmsidecar/wasmsidecar/runtime/rewrite"
 	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
@@ -38,12 +39,13 @@ type code struct {
 	ready  chan struct{} // closed when the fields below stand
 	err    error
 
-	rt       wazero.Runtime
-	compiled wazero.CompiledModule
-	imports  []Func
-	exports  []Func
-	memory   bool // has a memory of its own
-	exported bool // exports it as "memory"
+	rt        wazero.Runtime
+	compiled  wazero.CompiledModule
+	rewritten *rewrite.Module // without its bytes
+	imports   []Func
+	exports   []Func
+	memory    bool // has a memory of its own
+	exported  bool // exports it as "memory"
 	// functions are the exports' names by the names that they have in stack traces where the module has no other.
 	functions map[string]string
 
@@ -118,6 +120,10 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	if wasm, c.memory, err = inspect(cfg.Wasm, c.key.pages); err != nil {
 		return err
 	}
+	if c.rewritten, err = rewrite.Rewrite(wasm, rewrite.Options{MaxPages: c.key.pages}); err != nil {
+		return fmt.Errorf("compile: %w", err)
+	}
+	wasm, c.rewritten.Wasm = c.rewritten.Wasm, nil
 	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
 	rc := wazero.NewRuntimeConfigCompiler()
 	if c.key.interpreter {
@@ -125,8 +131,7 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	}
 	c.rt = wazero.NewRuntimeWithConfig(ctx, rc.
 		WithCompilationCache(e.cache).
-		WithMemoryLimitPages(c.key.pages).
-		WithCloseOnContextDone(true).
+		WithMemoryLimitPages(min(c.key.pages+1, maxPages)). // one more than guests get: see cut
 		WithDebugInfoEnabled(false))
 	start := time.Now()
 	c.compiled, err = c.rt.CompileModule(ctx, wasm)
@@ -143,6 +148,9 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 		e.cfg.Compiled(Compilation{Module: cfg.Name, Digest: c.digest, Duration: time.Since(start), Err: err})
 	}
 	if err != nil {
+		return err
+	}
+	if err := instantiateMeter(ctx, c.rt, c.rewritten); err != nil {
 		return err
 	}
 	return c.read()
@@ -166,9 +174,15 @@ func emptyCache(dir string) error {
 func (c *code) read() error {
 	for _, d := range c.compiled.ImportedFunctions() {
 		module, name, _ := d.Import()
+		if module == c.rewritten.RefuelModule {
+			continue
+		}
 		c.imports = append(c.imports, Func{Module: module, Name: name, Type: typeOf(d)})
 	}
 	for name, d := range c.compiled.ExportedFunctions() {
+		if name == c.rewritten.Start {
+			continue
+		}
 		c.exports = append(c.exports, Func{Name: name, Type: typeOf(d)})
 		c.functions["$"+strconv.FormatUint(uint64(d.Index()), 10)] = name
 	}

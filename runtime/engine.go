@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	goruntime "runtime"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ type Config struct {
 	MemoryBudget int64
 	// CompileWorkers is how many threads one compilation may use; 0: as many as there are processors.
 	CompileWorkers int
+	// Portable leaves alone what only this operating system can do. The environment variable WASMSIDECAR_PORTABLE=1 means the
+	// same.
+	Portable bool
 	// Log takes what guests write and what the engine has to say; nil: nothing is logged.
 	Log *slog.Logger
 	// Resolver finds the addresses of host names for guests' http requests; nil: the system's.
@@ -57,11 +61,13 @@ type Engine struct {
 	budget *semaphore.Weighted
 	egress *host.Egress
 	start  time.Time // of the guests' monotonic clock
+	means  func() means
 
-	mu      sync.Mutex
-	closed  bool
-	codes   map[codeKey]*code
-	modules map[*Module]struct{}
+	mu       sync.Mutex
+	closed   bool
+	memories memories // once they are used
+	codes    map[codeKey]*code
+	modules  map[*Module]struct{}
 }
 
 // New returns an Engine. It starts nothing; Close gives back what its modules hold.
@@ -76,6 +82,13 @@ func New(cfg Config) (*Engine, error) {
 		cfg.CompileWorkers = goruntime.GOMAXPROCS(0)
 	}
 	e := &Engine{cfg: cfg, egress: host.NewEgress(cfg.Resolver), start: time.Now(), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
+	e.means = sync.OnceValue(func() means {
+		m := findMeans(cfg.Portable || os.Getenv("WASMSIDECAR_PORTABLE") == "1", cfg.Log)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.memories = m.memories
+		return m
+	})
 	if cfg.MemoryBudget > 0 {
 		e.budget = semaphore.NewWeighted(cfg.MemoryBudget)
 	}
@@ -104,6 +117,7 @@ type ModuleConfig struct {
 	Env         Env               // the environment of guests that use WASI
 	Args        []string          // a command's arguments after its name
 	ABI         ABI               // empty or ABIAuto: by Classify
+	Isolation   Isolation         // empty: IsolationReset
 	Interpreter bool              // interpret rather than compile: slow, for code that the compiler gets wrong
 }
 
@@ -203,8 +217,34 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 		program: m.abi == ABICommand, args: append([]string{cfg.Name}, cfg.Args...),
 		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers, start: e.start,
 	}
-	m.instances = &fresh{code: c, driver: m.driver}
+	if m.instances, err = e.isolate(m, cfg); err != nil {
+		return nil, err
+	}
 	return m, nil
+}
+
+// isolate returns what keeps the jobs of m apart.
+func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
+	p := &pool{code: m.code, driver: m.driver, log: e.cfg.Log, module: m.name}
+	switch cfg.Isolation {
+	case "", IsolationReset:
+		if why := m.unfit(); why != "" {
+			e.cfg.Log.Info("module cannot be reset; each job has an instance of its own", "module", m.name, "why", why)
+			break
+		}
+		p.means = e.means()
+		return p, nil
+	case IsolationReuse:
+		if !m.driver.reactor() {
+			return nil, fmt.Errorf("isolation: a guest of abi %s runs once, so its instance cannot be used again as it is; want reset or fresh", m.abi)
+		}
+		p.means, p.reuse = e.means(), true
+		return p, nil
+	case IsolationFresh:
+	default:
+		return nil, fmt.Errorf("unknown isolation %q; want reset, fresh or reuse", cfg.Isolation)
+	}
+	return &fresh{code: m.code, driver: m.driver}, nil
 }
 
 // warnUnused says what was configured for a guest that has no means to see it.
@@ -284,6 +324,15 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.egress.Close()
 	if err := errors.Join(errs...); err != nil {
 		return err
+	}
+	e.mu.Lock()
+	memories := e.memories
+	e.memories = nil
+	e.mu.Unlock()
+	if memories != nil {
+		if err := memories.close(); err != nil {
+			return fmt.Errorf("close memories: %w", err)
+		}
 	}
 	if err := e.cache.Close(ctx); err != nil {
 		return fmt.Errorf("close compilation cache: %w", err)

@@ -2,14 +2,12 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"slices"
-	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -17,26 +15,86 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
-// instance is a guest that is ready for one job. It belongs to one goroutine.
-type instance struct {
-	module api.Module
+// run is what one job brings to its instance.
+type run struct {
+	call    *host.Call
+	process *wasi.Process
+	vars    []string // what the process's environment is without the job's own
+	meter   *meter
 }
 
-// call calls an export that is known to be there.
-func (in *instance) call(ctx context.Context, name string, args ...uint64) ([]uint64, error) {
-	f := in.module.ExportedFunction(name)
-	if f == nil {
-		return nil, &host.Fault{Kind: job.KindTrap, Text: "export " + name + " is missing"}
-	}
-	return f.Call(ctx, args...)
+// context returns a context that carries the run to host functions.
+func (r *run) context(ctx context.Context) context.Context {
+	return host.WithCall(wasi.WithProcess(withMeter(ctx, r.meter), r.process), r.call)
 }
+
+// instance is a guest that is ready for one job. It belongs to one goroutine.
+type instance struct {
+	module  api.Module
+	memory  memory // nil: the engine's own
+	fuel    api.MutableGlobal
+	depth   api.MutableGlobal
+	globals []api.MutableGlobal // the guest's own
+	exports map[string]api.Function
+	values  [8]uint64
+	running bool // in a call
+
+	most    int64 // depth
+	shrinks bool  // the memory can be made smaller
+	jobs    int   // begun
+	crashes int   // of them
+	spent   bool  // not to be used again
+}
+
+// errNoExport is what becomes of a call to what is not there.
+func errNoExport(name string) error {
+	return &host.Fault{Kind: job.KindTrap, Text: "export " + name + " is missing"}
+}
+
+// call calls an export. What it returns is good until the next call. A host function may call while the guest waits for it;
+// the depth that is left is then what the two share.
+func (in *instance) call(ctx context.Context, name string, args ...uint64) ([]uint64, error) {
+	f := in.function(name)
+	if f == nil {
+		return nil, errNoExport(name)
+	}
+	results := len(f.Definition().ResultTypes())
+	if in.running {
+		left, values := in.depth.Get(), make([]uint64, max(results, len(args)))
+		copy(values, args)
+		err := f.CallWithStack(ctx, values)
+		in.depth.Set(left)
+		return values[:results], err
+	}
+	in.running = true
+	defer func() { in.running = false }()
+	in.depth.Set(uint64(in.most))
+	copy(in.values[:], args)
+	err := f.CallWithStack(ctx, in.values[:])
+	return in.values[:results], err
+}
+
+// function returns an export, nil when there is none. Looking one up costs more than calling it, so they are kept.
+func (in *instance) function(name string) api.Function {
+	f, ok := in.exports[name]
+	if !ok {
+		f = in.module.ExportedFunction(name)
+		in.exports[name] = f
+	}
+	return f
+}
+
+func (in *instance) close() { _ = in.module.Close(context.Background()) }
 
 // instances hands out clean instances. What is behind it may make them anew or reset used ones; the drivers cannot tell.
 type instances interface {
-	// get returns an instance whose guest is initialized and has seen no job. ctx carries c to host functions and bounds it.
-	get(ctx context.Context, c *host.Call) (*instance, error)
-	// put takes back what get returned, however its job ended.
-	put(in *instance)
+	// get returns an instance whose guest is initialized and has seen no job, and begins the run's call. ctx carries the run to
+	// host functions and bounds it.
+	get(ctx context.Context, r *run) (*instance, error)
+	// put takes back what get returned; err is how its job ended.
+	put(in *instance, err error)
+	// close gives back what is kept. All instances have been put back.
+	close() error
 }
 
 // fresh makes an instance for each job.
@@ -45,68 +103,81 @@ type fresh struct {
 	driver driver
 }
 
-func (f *fresh) get(ctx context.Context, c *host.Call) (*instance, error) {
-	// Instances are anonymous: there are many.
-	m, err := f.code.rt.InstantiateModule(ctx, f.code.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
+	in, err := f.code.instantiate(ctx, r.meter, nil)
 	if err != nil {
-		return nil, fmt.Errorf("start guest: %w", err)
+		return nil, err
 	}
-	in := &instance{module: m}
-	if f.driver.reactor() && m.ExportedFunction(abi.Initialize) != nil {
-		if _, err := in.call(ctx, abi.Initialize); err != nil {
-			f.put(in)
-			return nil, fmt.Errorf("initialize guest: %w", err)
-		}
+	if err := f.code.begin(ctx, in, f.driver, r.meter); err != nil {
+		in.close()
+		return nil, err
 	}
-	c.Begin()
+	r.call.Begin()
 	return in, nil
 }
 
-func (*fresh) put(in *instance) { _ = in.module.Close(context.Background()) }
+func (*fresh) put(in *instance, _ error) { in.close() }
 
-// surroundings are what the guests of a module see of the world through WASI.
-type surroundings struct {
-	program bool // stdin and stdout are the job and its result
-	args    []string
-	vars    []string  // environment of every job, NAME=value
-	headers bool      // the environment of each job has its headers as well
-	start   time.Time // of the monotonic clock
-}
+func (*fresh) close() error { return nil }
 
-// process makes the process for a job.
-func (s *surroundings) process(c *host.Call) *wasi.Process {
-	p := &wasi.Process{Args: s.args, Env: s.vars, Stderr: c.Stderr(), Start: s.start}
-	if s.program {
-		p.Stdin, p.Stdout = c.Job.Body, writerOf(c)
-	} else {
-		p.Stdout = c.Stdout()
+// instantiate makes an instance in which nothing has run. The memory is made by by; nil leaves that to the engine.
+func (c *code) instantiate(ctx context.Context, m *meter, by memories) (*instance, error) {
+	in := &instance{most: m.depth, exports: map[string]api.Function{}}
+	var allocation error
+	if by != nil {
+		ctx = experimental.WithMemoryAllocator(ctx, experimental.MemoryAllocatorFunc(func(_, _ uint64) experimental.LinearMemory {
+			if in.memory, allocation = by.allocate(uint64(c.rewritten.Memory.Declared) * pageSize); allocation != nil {
+				in.memory = nil
+				return noMemory{} // an allocator cannot say no
+			}
+			return in.memory
+		}))
 	}
-	if s.headers {
-		p.Env = slices.Concat(s.vars, headerVars(c.Job))
+	// Instances are anonymous: there are many.
+	var err error
+	in.module, err = c.rt.InstantiateModule(ctx, c.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	if err = errors.Join(allocation, err); err != nil {
+		if in.memory != nil {
+			in.memory.Free() // a failed instantiation does not
+		}
+		if in.module != nil {
+			in.close()
+		}
+		return nil, fmt.Errorf("start guest: %w", err)
 	}
-	return p
+	in.fuel = in.global(c.rewritten.Fuel)
+	in.depth = in.global(c.rewritten.Depth)
+	for _, g := range c.rewritten.Globals {
+		in.globals = append(in.globals, in.global(g.Export))
+	}
+	return in, nil
 }
 
-// writerOf hides everything of c but its Write.
-func writerOf(c *host.Call) io.Writer { return struct{ io.Writer }{c} }
+// noMemory is the memory of an instance that is not going to be.
+type noMemory struct{}
 
-// Env is the environment of a guest that uses WASI.
-type Env struct {
-	Headers bool              // the job's headers, CGI style: HEADER_CONTENT_TYPE, WASM_JOB_ID
-	Vars    map[string]string // as they are
+func (noMemory) Reallocate(size uint64) []byte { return make([]byte, size) }
+func (noMemory) Free()                         {}
+
+// global returns a mutable global that is exported.
+func (in *instance) global(name string) api.MutableGlobal {
+	return in.module.ExportedGlobal(name).(api.MutableGlobal)
 }
 
-// varsOf is the environment that all jobs of a module share: Vars, and the module's config as CONFIG_<NAME>.
-func varsOf(e Env, config map[string]string) []string {
-	var vars []string
-	for _, name := range slices.Sorted(maps.Keys(config)) {
-		v := "CONFIG_" + variable(name)
-		if _, taken := e.Vars[v]; !taken {
-			vars = append(vars, v+"="+config[name])
+// begin runs what comes before the first job, on a budget of its own, so that jobs burn the same whether it runs for each of
+// them or not.
+func (c *code) begin(ctx context.Context, in *instance, d driver, m *meter) error {
+	m.start(in)
+	if start := c.rewritten.Start; start != "" {
+		if _, err := in.call(ctx, start); err != nil {
+			return fmt.Errorf("start guest: %w", err)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.Vars)) {
-		vars = append(vars, name+"="+e.Vars[name])
+	if d.reactor() && in.function(abi.Initialize) != nil {
+		if _, err := in.call(ctx, abi.Initialize); err != nil {
+			return fmt.Errorf("initialize guest: %w", err)
+		}
 	}
-	return vars
+	m.start(in)
+	return nil
 }

@@ -2,14 +2,15 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
-	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
 // Module is a compiled module with its grants and limits. It is a job.Runner that any number of goroutines may use.
@@ -99,23 +100,45 @@ func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err erro
 		TypeName: call.TypeName,
 		Module:   m.name,
 		Digest:   m.code.digest,
+		Fuel:     e.fuel,
 		Duration: time.Since(start),
 	}, nil
 }
 
 // run takes the job through an instance and fills in how it ended.
 func (m *Module) run(e *ended) {
-	ctx := host.WithCall(wasi.WithProcess(e.ctx, m.around.process(e.call)), e.call)
-	in, err := m.instances.get(ctx, e.call)
+	deadline, _ := e.ctx.Deadline()
+	r := &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(m.limits, deadline)}
+	ctx := r.context(e.ctx)
+	in, err := m.instances.get(ctx, r)
 	if err != nil {
 		e.err = err
 		return
 	}
-	defer m.instances.put(in)
+	defer func() { m.instances.put(in, e.err) }()
+	e.err = errPanicked // stands unless the driver returns
 	e.err = m.driver.run(ctx, in, e.call)
+	e.fuel = r.meter.burnt()
 	if m.code.memory {
 		e.memory = in.module.Memory().Size()
 	}
+}
+
+// errPanicked is how a run ended of which a fault of the host made an end.
+var errPanicked = errors.New("host panicked")
+
+// unfit says why the module's instances cannot be reset; empty when they can.
+func (m *Module) unfit() string {
+	w := m.code.rewritten
+	switch {
+	case !w.Resettable:
+		return w.Why
+	case m.abi == ABICommand && w.Start != "":
+		return "it is a program with a start function, which runs before the program does"
+	case m.abi != ABICommand && m.around.headers && slices.ContainsFunc(m.code.imports, func(f Func) bool { return f.Name == "environ_get" }):
+		return "its environment has the headers of each job (env.headers), and it may read them while it initializes"
+	}
+	return ""
 }
 
 // failed says which module an error is about and keeps its kind.
@@ -145,6 +168,9 @@ func (m *Module) Close(ctx context.Context) error {
 		defer close(done)
 		m.runs.Wait()
 		if first {
+			if err := m.instances.close(); err != nil {
+				m.engine.cfg.Log.Warn("memory of a module is not given back", "module", m.name, "err", err)
+			}
 			m.engine.forget(m)
 		}
 	}()

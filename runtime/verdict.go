@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"errors"
-	"fmt"
 	goruntime "runtime"
 	"strings"
 	"time"
@@ -22,8 +21,9 @@ type ended struct {
 	parent context.Context // the job's
 	ctx    context.Context // the guest's: parent, and the module's limit
 	limit  time.Duration   // which time it had
-	memory uint32          // bytes of linear memory at the end
-	most   int64           // bytes it could have had
+	fuel   uint64
+	memory uint32 // bytes of linear memory at the end
+	most   int64  // bytes it could have had
 	call   *host.Call
 }
 
@@ -33,7 +33,10 @@ func (e ended) verdict() error {
 	err := e.err
 	var exit *sys.ExitError
 	var code exitCode
+	var by *host.Stop
 	switch {
+	case errors.As(err, &by):
+		return e.stopped(by.Err)
 	case errors.As(err, &exit):
 		stopped := exit.ExitCode() == sys.ExitCodeDeadlineExceeded || exit.ExitCode() == sys.ExitCodeContextCanceled
 		switch {
@@ -95,7 +98,16 @@ func (e ended) crash(err error) error {
 	case errors.As(err, &broken) || strings.HasSuffix(first, "(recovered by wazero)"):
 		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(first))
 	case wasm:
-		return e.troubled(job.Errorf(job.KindTrap, "%s", job.CleanText(trap+e.where(text)+e.circumstances())))
+		trap = job.CleanText(trap + e.where(text))
+		words := e.call.LastWords()
+		if words != "" {
+			words = ": " + words
+		}
+		if int64(e.memory) > e.most-e.most/8 {
+			return e.troubled(job.Errorf(job.KindTrap, "%s, %w: %s of %s of memory in use (limits.memory)%s",
+				trap, ErrMemory, size(int64(e.memory)), size(e.most), words))
+		}
+		return e.troubled(job.Errorf(job.KindTrap, "%s%s", trap, words))
 	case errors.Is(e.parent.Err(), context.Canceled):
 		return e.brokenOff()
 	case e.ctx.Err() != nil:
@@ -113,24 +125,25 @@ func trapOf(line string) (trap string, ok bool) {
 	return overflow, strings.HasSuffix(line, overflow)
 }
 
-// circumstances are what may have led to a trap: memory that ran out, and what the guest wrote last.
-func (e ended) circumstances() string {
-	var s string
-	if int64(e.memory) > e.most-e.most/8 {
-		s = fmt.Sprintf(", with %s of %s of memory in use (limits.memory)", size(int64(e.memory)), size(e.most))
+// stopped judges a guest that its meter stopped.
+func (e ended) stopped(why error) error {
+	switch {
+	case errors.Is(why, ErrCanceled):
+		return e.brokenOff()
+	case errors.Is(why, ErrDeadline):
+		return e.timedOut()
+	case errors.Is(why, ErrDepth):
+		return e.troubled(job.Errorf(job.KindTrap, "%w", why))
 	}
-	if words := e.call.LastWords(); words != "" {
-		s += ": " + words
-	}
-	return s
+	return e.troubled(job.Errorf(job.KindLimit, "%w", why))
 }
 
 func (e ended) brokenOff() error {
-	return job.Errorf(job.KindUnavailable, "the run was broken off: %w", e.parent.Err())
+	return job.Errorf(job.KindUnavailable, "the run was broken off: %w", ErrCanceled)
 }
 
 func (e ended) timedOut() error {
-	return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), context.DeadlineExceeded)
+	return job.Errorf(job.KindTimeout, "guest was stopped after %s: %w", e.limit.Round(time.Millisecond), ErrDeadline)
 }
 
 // troubled explains a crash by the refusal or failure that the guest met with just before and did not handle.

@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"strconv"
@@ -36,16 +37,34 @@ type Grants struct {
 type Fault struct {
 	Kind job.Kind
 	Text string
+	Err  error // what errors.Is finds; may be nil
 }
 
 // Error returns the text.
 func (f *Fault) Error() string { return f.Text }
+
+// Unwrap returns Err.
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Stop ends a guest from outside, through no fault of its own: host functions panic with one.
+type Stop struct{ Err error }
+
+// Error returns the text of Err.
+func (s *Stop) Error() string { return s.Err.Error() }
+
+// Unwrap returns Err.
+func (s *Stop) Unwrap() error { return s.Err }
+
+// ErrOutput is what a Fault wraps that stopped a guest whose result grew too large.
+var ErrOutput = errors.New("result is over its limit")
 
 // Call is one run of one guest. It belongs to the goroutine that runs the guest.
 type Call struct {
 	*Grants
 	Job      *job.Job
 	TypeName string // of the result's DRASM envelope
+	// Invoke calls an export of the guest, also while the guest waits for a host function. It must be set before Alloc is used.
+	Invoke func(ctx context.Context, export string, args ...uint64) ([]uint64, error)
 
 	ready   bool // false while the guest initializes: it has no job then
 	out     []byte
@@ -88,7 +107,9 @@ func (c *Call) Stdin() io.Reader { return bytes.NewReader(c.Job.Body) }
 // Append adds to the result. Its error is a *Fault.
 func (c *Call) Append(p []byte) error {
 	if int64(len(c.out))+int64(len(p)) > c.Grants.Output {
-		return &Fault{job.KindLimit, "result is over the limit of " + strconv.FormatInt(c.Grants.Output, 10) + " bytes (limits.output)"}
+		return &Fault{Kind: job.KindLimit,
+			Text: "result is over the limit of " + strconv.FormatInt(c.Grants.Output, 10) + " bytes (limits.output)",
+			Err:  ErrOutput}
 	}
 	c.out = append(c.out, p...)
 	return nil
@@ -129,7 +150,7 @@ func callOf(ctx context.Context) *Call {
 	}
 	c, _ := ctx.Value(callKey{}).(*Call)
 	if c == nil {
-		panic(&Fault{job.KindInternal, "host function called outside of a job"})
+		panic(&Fault{Kind: job.KindInternal, Text: "host function called outside of a job"})
 	}
 	return c
 }

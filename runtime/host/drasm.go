@@ -112,21 +112,17 @@ func parseDRASM(raw []byte) (outgoing, error) {
 // alloc failed with.
 func (c *Call) Alloc(ctx context.Context, m api.Module, b []byte) (uint32, error) {
 	if c.drasm.allocating {
-		return 0, &Fault{job.KindTrap, "guest asked for a reply while it allocated memory for another"}
-	}
-	f := m.ExportedFunction("alloc")
-	if f == nil {
-		return 0, &Fault{job.KindTrap, "guest exports no alloc"}
+		return 0, &Fault{Kind: job.KindTrap, Text: "guest asked for a reply while it allocated memory for another"}
 	}
 	c.drasm.allocating = true
-	got, err := f.Call(ctx, uint64(uint32(len(b))))
+	got, err := c.Invoke(ctx, "alloc", uint64(uint32(len(b))))
 	c.drasm.allocating = false
 	if err != nil {
 		return 0, allocFailed(err)
 	}
 	ptr := uint32(got[0])
 	if !m.Memory().Write(ptr, b) {
-		return 0, &Fault{job.KindTrap, fmt.Sprintf("alloc(%d) returned %d, which is out of bounds", len(b), ptr)}
+		return 0, &Fault{Kind: job.KindTrap, Text: fmt.Sprintf("alloc(%d) returned %d, which is out of bounds", len(b), ptr)}
 	}
 	return ptr, nil
 }
@@ -136,22 +132,23 @@ func allocFailed(err error) error {
 	var fault *Fault
 	var exit *sys.ExitError
 	var broken runtime.Error
-	if errors.As(err, &fault) || errors.As(err, &exit) || errors.As(err, &broken) {
+	var stop *Stop
+	if errors.As(err, &fault) || errors.As(err, &stop) || errors.As(err, &exit) || errors.As(err, &broken) {
 		return err
 	}
 	first, _, _ := strings.Cut(err.Error(), "\n")
-	return &Fault{job.KindTrap, "alloc: " + strings.TrimPrefix(first, "wasm error: ")}
+	return &Fault{Kind: job.KindTrap, Text: "alloc: " + strings.TrimPrefix(first, "wasm error: ")}
 }
 
 // Take returns a copy of what a guest returned as len<<32 | ptr, of at most limit bytes. Its error is a *Fault.
 func Take(m api.Module, packed uint64, limit int64) ([]byte, error) {
 	ptr, n := uint32(packed), uint32(packed>>32)
 	if int64(n) > limit {
-		return nil, &Fault{job.KindLimit, fmt.Sprintf("reply of %d bytes is over the limit of %d (limits.output)", n, limit)}
+		return nil, &Fault{Kind: job.KindLimit, Text: fmt.Sprintf("reply of %d bytes is over the limit of %d (limits.output)", n, limit), Err: ErrOutput}
 	}
 	b, ok := m.Memory().Read(ptr, n)
 	if !ok {
-		return nil, &Fault{job.KindTrap, fmt.Sprintf("reply out of bounds: %d bytes at %d of a memory of %d", n, ptr, m.Memory().Size())}
+		return nil, &Fault{Kind: job.KindTrap, Text: fmt.Sprintf("reply out of bounds: %d bytes at %d of a memory of %d", n, ptr, m.Memory().Size())}
 	}
 	return append(make([]byte, 0, len(b)), b...), nil
 }

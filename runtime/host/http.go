@@ -95,7 +95,7 @@ func (c *Call) responsePart(part int32) []byte {
 	case abi.HTTPError:
 		return []byte(c.http.err)
 	}
-	panic(&Fault{job.KindTrap, fmt.Sprintf("guest asked for part %d of a response; there are 0 to 2", part)})
+	panic(&Fault{Kind: job.KindTrap, Text: fmt.Sprintf("guest asked for part %d of a response; there are 0 to 2", part)})
 }
 
 func responseLen(_ context.Context, c *Call, _ api.Module, stack []uint64) {

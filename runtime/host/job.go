@@ -30,7 +30,7 @@ func jobFunctions() []function {
 // needJob stops a guest that asks for its job while it initializes: what it does then may be kept for many jobs.
 func (c *Call) needJob(function string) {
 	if !c.ready {
-		panic(&Fault{job.KindTrap, "guest called " + function + " while it initialized; there is no job before handle"})
+		panic(&Fault{Kind: job.KindTrap, Text: "guest called " + function + " while it initialized; there is no job before handle"})
 	}
 }
 
@@ -114,7 +114,7 @@ func (c *Call) SetHeader(name, value string) {
 	}
 	c.header.Set(name, job.CleanText(value))
 	if len(c.header) > MaxResultHeaders || c.header.Size() > MaxResultHeaderBytes {
-		panic(&Fault{job.KindLimit, "result headers are over the limit of " + strconv.Itoa(MaxResultHeaders) + " headers and " +
+		panic(&Fault{Kind: job.KindLimit, Text: "result headers are over the limit of " + strconv.Itoa(MaxResultHeaders) + " headers and " +
 			strconv.Itoa(MaxResultHeaderBytes) + " bytes"})
 	}
 }

@@ -70,7 +70,7 @@ func view(m api.Module, what string, ptr, length uint64) []byte {
 	mem := m.Memory() // there is one: package runtime refuses modules that import functions and have none
 	b, ok := mem.Read(p, n)
 	if !ok {
-		panic(&Fault{job.KindTrap, "pointer to " + what + " out of bounds: " + strconv.FormatUint(uint64(n), 10) + " bytes at " +
+		panic(&Fault{Kind: job.KindTrap, Text: "pointer to " + what + " out of bounds: " + strconv.FormatUint(uint64(n), 10) + " bytes at " +
 			strconv.FormatUint(uint64(p), 10) + " of a memory of " + strconv.FormatUint(uint64(mem.Size()), 10)})
 	}
 	return b

@@ -1,0 +1,25 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
+)
+
+// Why a guest was stopped, for errors.Is. What becomes of the job is said by the job.Kind beside.
+var (
+	// ErrFuel: limits.fuel is used up. KindLimit.
+	ErrFuel = errors.New("out of fuel")
+	// ErrDepth: more calls within calls than limits.depth. KindTrap, as any stack overflow is.
+	ErrDepth = errors.New("stack overflow")
+	// ErrDeadline: the time is up. KindTimeout.
+	ErrDeadline = fmt.Errorf("out of time: %w", context.DeadlineExceeded)
+	// ErrCanceled: the run was broken off from outside. KindUnavailable.
+	ErrCanceled = fmt.Errorf("cancelled: %w", context.Canceled)
+	// ErrMemory: the guest crashed with limits.memory all but used up. KindTrap.
+	ErrMemory = errors.New("out of memory")
+	// ErrOutput: the result is larger than limits.output. KindLimit.
+	ErrOutput = host.ErrOutput
+)

@@ -1,0 +1,19 @@
+package runtime
+
+// Idle returns how many jobs each instance of m has had that waits for another.
+func Idle(m *Module) []int {
+	p, ok := m.instances.(*pool)
+	if !ok {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	jobs := []int{}
+	for _, i := range p.idle {
+		jobs = append(jobs, i.in.jobs)
+	}
+	return jobs
+}
+
+// MaxCrashes is after how many crashes an instance is not used again.
+const MaxCrashes = maxCrashes

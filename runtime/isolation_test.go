@@ -1,0 +1,269 @@
+package runtime_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/examples/guests"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime"
+)
+
+// Ways for the guest stains to end a job.
+const (
+	endWell = iota
+	endTrap
+	endLoop
+	endExit
+	endExit65
+	endRecursion
+	endOutOfBounds
+	endGrown
+	endFull
+	endOutput
+)
+
+var stainsKinds = map[byte]job.Kind{
+	endTrap: job.KindTrap, endLoop: job.KindTimeout, endExit: job.KindOK, endExit65: job.KindFailed, endRecursion: job.KindTrap,
+	endOutOfBounds: job.KindTrap, endGrown: job.KindOK, endFull: job.KindOK, endOutput: job.KindLimit,
+}
+
+// report is what the guest stains found when its job began.
+func report(t testing.TB, m *runtime.Module) []uint32 {
+	t.Helper()
+	r, err := m.Run(t.Context(), newJob("\x00"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := make([]uint32, len(r.Body)/4)
+	for i := range words {
+		words[i] = binary.LittleEndian.Uint32(r.Body[4*i:])
+	}
+	return words
+}
+
+var spotless = []uint32{0, 0, 0, 4, 0, 1}
+
+// onEach runs a test on each way of keeping jobs apart.
+func onEach(t *testing.T, test func(t *testing.T, e *runtime.Engine, change func(*runtime.ModuleConfig), used bool)) {
+	for _, portable := range []bool{false, true} {
+		for _, interpreter := range []bool{false, true} {
+			for _, level := range []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFresh} {
+				t.Run(fmt.Sprintf("%s, portable %t, interpreter %t", level, portable, interpreter), func(t *testing.T) {
+					t.Parallel()
+					e, _ := open(t, func(c *runtime.Config) { c.Portable = portable })
+					test(t, e, func(c *runtime.ModuleConfig) { c.Isolation, c.Interpreter = level, interpreter }, level == runtime.IsolationReset)
+				})
+			}
+		}
+	}
+}
+
+// Nothing that a job leaves behind is found by the next, however it ends: not in memory, in globals or in pages that it grew.
+func TestSpotless(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, e *runtime.Engine, change func(*runtime.ModuleConfig), used bool) {
+		m := load(t, e, "stains", change, func(c *runtime.ModuleConfig) {
+			c.Limits.Time, c.Limits.Memory = 200*time.Millisecond, 4<<20
+		})
+		for round := range 3 {
+			for mode := range byte(endOutput + 1) {
+				if mode != endWell {
+					_, err := m.Run(t.Context(), newJob(string([]byte{mode})))
+					if got := job.KindOf(err); got != stainsKinds[mode] {
+						t.Fatalf("end %d: kind %q, want %q: %v", mode, got, stainsKinds[mode], err)
+					}
+				}
+				if got := report(t, m); !slices.Equal(got, spotless) {
+					t.Fatalf("round %d: after end %d the guest finds %v, want %v", round, mode, got, spotless)
+				}
+			}
+		}
+		if idle := runtime.Idle(m); used && (len(idle) != 1 || idle[0] < 2) {
+			t.Errorf("instances were not used again: %v", idle)
+		}
+	})
+}
+
+// What the guest of the other tests leaves behind is found where nobody cleans up.
+func TestReuseKeepsStains(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := load(t, e, "stains", func(c *runtime.ModuleConfig) { c.Isolation = runtime.IsolationReuse })
+	if got := report(t, m); !slices.Equal(got, spotless) {
+		t.Errorf("the first job finds %v", got)
+	}
+	if _, err := m.Run(t.Context(), newJob("\x07")); err != nil {
+		t.Fatal(err)
+	}
+	got := report(t, m)
+	if !slices.Equal(got[:4], []uint32{2, 2, 2, 6}) || got[4] < 200 || got[5] != 0 {
+		t.Errorf("the third job finds %v, want counts of 2, 6 pages, many secrets and no trace of the data segment", got)
+	}
+	// A crash ends it.
+	_, err := m.Run(t.Context(), newJob("\x01"))
+	wantKind(t, err, job.KindTrap)
+	if got := report(t, m); !slices.Equal(got, spotless) {
+		t.Errorf("after a crash the guest finds %v", got)
+	}
+	_, err = e.Load(t.Context(), runtime.ModuleConfig{Name: "upper-c", Wasm: guests.Bytes("upper-c"), Isolation: runtime.IsolationReuse})
+	wantKind(t, err, job.KindInvalid, "isolation", "runs once")
+	_, err = e.Load(t.Context(), runtime.ModuleConfig{Name: "echo", Wasm: guests.Bytes("echo"), Isolation: "some"})
+	wantKind(t, err, job.KindInvalid, `unknown isolation "some"`)
+}
+
+// The same from many goroutines at once.
+func TestSpotlessConcurrent(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, e *runtime.Engine, change func(*runtime.ModuleConfig), _ bool) {
+		m := load(t, e, "stains", change)
+		var wg sync.WaitGroup
+		for g := range 8 {
+			wg.Go(func() {
+				for i := range 20 {
+					if mode := (g + i) % 8; mode != endLoop && mode != endWell {
+						_, _ = m.Run(t.Context(), newJob(string([]byte{byte(mode)})))
+					}
+					if r, err := m.Run(t.Context(), newJob("\x00")); err != nil || r.Body[0]|r.Body[4]|r.Body[8]|r.Body[16] != 0 || r.Body[12] != 4 || r.Body[20] != 1 {
+						t.Errorf("found %v: %v", r, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// A module that cannot be reset runs in an instance of its own, and the log says once why.
+func TestUnfit(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	m := load(t, e, "stains-table")
+	for range 3 {
+		r, err := m.Run(t.Context(), newJob(""))
+		if err != nil || binary.LittleEndian.Uint32(r.Body) != 0 {
+			t.Errorf("found %v: %v", r, err)
+		}
+	}
+	load(t, e, "env", func(c *runtime.ModuleConfig) { c.Env.Headers = true }) // a command, which reads it in each job
+	if n := strings.Count(l.String(), "module cannot be reset"); n != 1 || !strings.Contains(l.String(), "module=stains-table") {
+		t.Errorf("told %d times, want once: %s", n, l)
+	}
+	if runtime.Idle(m) != nil {
+		t.Error("instances are kept")
+	}
+}
+
+// An instance is not used for ever: not after many crashes, nor after a recursion, whose stack it would keep.
+func TestWorn(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := load(t, e, "stains")
+	for i := range runtime.MaxCrashes {
+		report(t, m)
+		_, err := m.Run(t.Context(), newJob("\x01"))
+		wantKind(t, err, job.KindTrap)
+		want := []int{2*i + 2}
+		if i == runtime.MaxCrashes-1 {
+			want = []int{}
+		}
+		if idle := runtime.Idle(m); !slices.Equal(idle, want) {
+			t.Fatalf("after %d crashes: instances %v, want %v", i+1, idle, want)
+		}
+	}
+	report(t, m)
+	_, err := m.Run(t.Context(), newJob("\x05"))
+	wantKind(t, err, job.KindTrap, "limits.depth")
+	if idle := runtime.Idle(m); len(idle) != 0 {
+		t.Errorf("instances %v are kept after a recursion", idle)
+	}
+}
+
+// The same job burns the same fuel in every run, on both engines and however jobs are kept apart.
+func TestFuelIsDeterministic(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ guest, in string }{
+		{"upper", "hello"}, {"upper-as", strings.Repeat("ab", 500)}, {"adder", `{"a": 40, "b": 2}`}, {"upper-c", "hello"}, {"stains", "\x00"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.guest, func(t *testing.T) {
+			t.Parallel()
+			var want uint64
+			onEachLevel(t, func(e *runtime.Engine, level runtime.Isolation, interpreter bool) {
+				if level == runtime.IsolationReuse && tt.guest != "upper" {
+					return // the others do other work where they find what they left, or cannot be used again
+				}
+				m := load(t, e, tt.guest, func(c *runtime.ModuleConfig) { c.Isolation, c.Interpreter = level, interpreter })
+				for range 50 {
+					r, err := m.Run(t.Context(), newJob(tt.in))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if want == 0 {
+						want = r.Fuel
+					}
+					if r.Fuel != want || want == 0 {
+						t.Fatalf("isolation %s, interpreter %t: burnt %d, want %d", level, interpreter, r.Fuel, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func onEachLevel(t *testing.T, f func(e *runtime.Engine, level runtime.Isolation, interpreter bool)) {
+	e, _ := open(t)
+	for _, interpreter := range []bool{false, true} {
+		for _, level := range []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFresh, runtime.IsolationReuse} {
+			f(e, level, interpreter)
+		}
+	}
+}
+
+// Each error that stops a guest can be told from the others.
+func TestStopErrors(t *testing.T) {
+	t.Parallel()
+	all := map[string]error{
+		"fuel": runtime.ErrFuel, "depth": runtime.ErrDepth, "deadline": runtime.ErrDeadline, "canceled": runtime.ErrCanceled,
+		"memory": runtime.ErrMemory, "output": runtime.ErrOutput,
+	}
+	tests := []struct {
+		name, guest, in string
+		change          func(*runtime.ModuleConfig)
+		kind            job.Kind
+		text            string
+	}{
+		{"fuel", "loop", "", func(c *runtime.ModuleConfig) { c.Limits.Fuel = 5_000_000 }, job.KindLimit, "more than 5000000 (limits.fuel)"},
+		{"depth", "recurse", "", func(c *runtime.ModuleConfig) { c.Limits.Depth = 100 }, job.KindTrap, "more than 100 deep (limits.depth)"},
+		{"deadline", "loop", "", func(c *runtime.ModuleConfig) { c.Limits.Time = 50 * time.Millisecond }, job.KindTimeout, "50ms"},
+		{"memory", "grow", "", func(c *runtime.ModuleConfig) { c.Limits.Memory = 1 << 20 }, job.KindTrap, "1 MiB of 1 MiB of memory in use"},
+		{"output", "spill", "", nil, job.KindLimit, "limits.output"},
+	}
+	e, _ := open(t)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			m := load(t, e, tt.guest, func(c *runtime.ModuleConfig) {
+				if tt.change != nil {
+					tt.change(c)
+				}
+			})
+			for range 3 {
+				_, err := m.Run(t.Context(), newJob(tt.in))
+				wantKind(t, err, tt.kind, tt.text)
+				for name, target := range all {
+					if errors.Is(err, target) != (name == tt.name) {
+						t.Errorf("error %v: is %s: %t", err, name, name != tt.name)
+					}
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,106 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tetratelabs/wazero/experimental"
+)
+
+// maxCopied is the most memory, in bytes, that is put back by copying all of it where nothing better is to be had.
+const maxCopied = 1 << 20
+
+// memory is the linear memory of an instance that is used for more than one job. It belongs to the goroutine that has the
+// instance.
+type memory interface {
+	experimental.LinearMemory
+	// adopt makes the memory, which is as large as the image, equal to it.
+	adopt(img *image) error
+	// reset puts back what was written since adopt and empties what was grown. After an error the memory is of no use.
+	reset(img *image) error
+	// shrink makes the next Reallocate return size bytes, whatever it is asked for.
+	shrink(size int)
+}
+
+// memories makes memories and their images, by the best means that this system has.
+type memories interface {
+	// allocate returns a memory that can grow to limit bytes.
+	allocate(limit uint64) (memory, error)
+	// image returns a copy of b, which its memories can be put back to.
+	image(b []byte) (*image, error)
+	// most is the largest image that memories can be put back to, in bytes.
+	most() int
+	// close gives back what memories hold in common. No memory is in use any more.
+	close() error
+}
+
+// image is what the memory of a guest held when it was ready for its first job.
+type image struct {
+	bytes []byte
+	fd    int          // of the file that bytes are mapped from, where they are
+	free  func() error // may be nil
+}
+
+func (img *image) close() error {
+	if img == nil || img.free == nil {
+		return nil
+	}
+	return img.free()
+}
+
+// portable keeps memories in Go's heap and copies all of their bytes.
+type portable struct{}
+
+func (portable) allocate(limit uint64) (memory, error) { return &heap{limit: limit, shrunk: -1}, nil }
+
+func (portable) image(b []byte) (*image, error) {
+	return &image{bytes: append(make([]byte, 0, len(b)), b...)}, nil
+}
+
+func (portable) most() int { return maxCopied }
+
+func (portable) close() error { return nil }
+
+// heap is a memory in Go's heap. What is beyond its length and within its capacity is zero.
+type heap struct {
+	b      []byte
+	limit  uint64
+	shrunk int // what shrink said; -1: nothing
+}
+
+// Reallocate implements experimental.LinearMemory.
+func (h *heap) Reallocate(size uint64) []byte {
+	switch {
+	case h.shrunk >= 0:
+		h.b, h.shrunk = h.b[:h.shrunk], -1
+	case size > h.limit:
+		return nil
+	case size > uint64(cap(h.b)):
+		b := make([]byte, size, max(size, min(2*uint64(cap(h.b)), h.limit)))
+		copy(b, h.b)
+		h.b = b
+	default:
+		h.b = h.b[:size]
+	}
+	return h.b[:len(h.b):len(h.b)]
+}
+
+// Free implements experimental.LinearMemory.
+func (h *heap) Free() { h.b = nil }
+
+func (h *heap) adopt(img *image) error { return h.reset(img) }
+
+func (h *heap) reset(img *image) error {
+	if cap(h.b) > maxCopied {
+		return fmt.Errorf("memory of %s is too large to be copied for each job", size(int64(cap(h.b))))
+	}
+	if len(h.b) < len(img.bytes) {
+		return errSmaller
+	}
+	clear(h.b[copy(h.b, img.bytes):])
+	return nil
+}
+
+func (h *heap) shrink(size int) { h.shrunk = size }
+
+var errSmaller = errors.New("memory is smaller than its image")

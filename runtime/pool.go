@@ -1,0 +1,284 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
+	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
+)
+
+// Isolation is what separates the jobs of a module from one another.
+type Isolation string
+
+// The levels of isolation.
+const (
+	// IsolationReset: instances are used again, and after each job memory and globals are put back to what they were before
+	// the first. A guest cannot tell it from IsolationFresh, except that what _initialize drew (random seeds, the time) is drawn
+	// once; a module that cannot be reset runs fresh. The empty Isolation means the same.
+	IsolationReset Isolation = "reset"
+	// IsolationFresh: each job has an instance that is made for it.
+	IsolationFresh Isolation = "fresh"
+	// IsolationReuse: instances are used again as the last job left them, unless it crashed. For guests that are trusted to keep
+	// jobs apart themselves.
+	IsolationReuse Isolation = "reuse"
+)
+
+// When an instance is not used again.
+const (
+	maxJobs    = 100_000
+	maxCrashes = 64
+	idleFor    = time.Minute // for which it was not needed
+)
+
+// pool keeps instances for further jobs. It makes the first by running the guest's initialization and takes an image of what
+// that leaves; later ones begin with the image.
+type pool struct {
+	code   *code
+	driver driver
+	means  means
+	reuse  bool // do not put anything back
+	log    *slog.Logger
+	module string
+
+	mu      sync.Mutex
+	snap    *snapshot
+	refused bool // there can be no image: instances are for one job each
+	idle    []idler
+}
+
+// idler is an instance that waits for a job; the last to come is the first to go.
+type idler struct {
+	in    *instance
+	since time.Time
+}
+
+// snapshot is everything that an initialized guest is.
+type snapshot struct {
+	image   *image
+	globals []uint64
+	state   wasi.State
+}
+
+func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
+	in, snap := p.take()
+	if in == nil {
+		var err error
+		if in, err = p.code.instantiate(ctx, r.meter, p.means.memories); err != nil {
+			return nil, err
+		}
+		in.shrinks = p.means.shrinks
+		if snap == nil || p.reuse {
+			snap, err = p.first(ctx, in, r)
+		} else {
+			err = in.become(snap)
+		}
+		if err != nil {
+			in.close()
+			return nil, err
+		}
+	}
+	in.jobs++
+	r.meter.start(in)
+	if snap != nil {
+		r.process.SetState(snap.state)
+		if in.function(abi.Reseed) != nil && !p.reuse {
+			if _, err := in.call(ctx, abi.Reseed); err != nil {
+				p.put(in, err)
+				return nil, fmt.Errorf("reseed guest: %w", err)
+			}
+		}
+	}
+	r.call.Begin()
+	return in, nil
+}
+
+// take returns an idle instance, nil when there is none, and the snapshot, nil before there is one.
+func (p *pool) take() (*instance, *snapshot) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.idle)
+	if n == 0 {
+		return nil, p.snap
+	}
+	in := p.idle[n-1].in
+	p.idle[n-1] = idler{}
+	p.idle = p.idle[:n-1]
+	return in, p.snap
+}
+
+// first initializes an instance and, unless another one was faster, takes the snapshot for all that follow. It returns nil
+// where there can be none.
+func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, error) {
+	stdin, env := r.process.Stdin, r.process.Env
+	r.process.Stdin, r.process.Env = nil, r.vars // nothing of this job may get into the image
+	if err := p.code.begin(ctx, in, p.driver, r.meter); err != nil {
+		return nil, err
+	}
+	r.process.Stdin, r.process.Env = stdin, env
+	if p.reuse {
+		return &snapshot{state: r.process.State()}, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refused {
+		in.spent = true
+		return nil, nil
+	}
+	if p.snap == nil {
+		snap, err := in.snapshot(p.means.memories)
+		if err != nil {
+			p.refused, in.spent = true, true
+			p.log.Warn("module cannot be reset; each job has an instance of its own", "module", p.module, "err", err)
+			return nil, nil
+		}
+		snap.state = r.process.State()
+		p.snap = snap
+	}
+	return p.snap, in.become(p.snap)
+}
+
+func (p *pool) put(in *instance, err error) {
+	crash := crashed(err)
+	if crash {
+		in.crashes++
+	}
+	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || errors.Is(err, ErrDepth) || p.reuse && crash {
+		in.close()
+		return
+	}
+	if !p.reuse {
+		p.mu.Lock()
+		snap := p.snap
+		p.mu.Unlock()
+		if err := in.reset(snap); err != nil {
+			p.log.Debug("instance is not used again", "module", p.module, "err", err)
+			in.close()
+			return
+		}
+	}
+	now := time.Now()
+	var old *instance
+	p.mu.Lock()
+	if len(p.idle) > 0 && now.Sub(p.idle[0].since) > idleFor {
+		old = p.idle[0].in
+		p.idle = append(p.idle[:0], p.idle[1:]...)
+	}
+	p.idle = append(p.idle, idler{in, now})
+	p.mu.Unlock()
+	if old != nil {
+		old.close()
+	}
+}
+
+// crashed says whether a run that ended with err ended in the middle.
+func crashed(err error) bool {
+	var exit *sys.ExitError
+	var code exitCode
+	return err != nil && !errors.As(err, &exit) && !errors.As(err, &code)
+}
+
+func (p *pool) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, i := range p.idle {
+		i.in.close()
+	}
+	p.idle = nil
+	snap := p.snap
+	p.snap = nil
+	if snap == nil {
+		return nil
+	}
+	return snap.image.close()
+}
+
+// snapshot takes down what in is.
+func (in *instance) snapshot(by memories) (*snapshot, error) {
+	snap := &snapshot{globals: make([]uint64, len(in.globals))}
+	for i, g := range in.globals {
+		snap.globals[i] = g.Get()
+	}
+	var b []byte
+	if in.memory != nil {
+		mem := in.module.Memory()
+		b, _ = mem.Read(0, mem.Size())
+		if len(b) > by.most() {
+			return nil, fmt.Errorf("it has %s of memory; this system can put back %s", size(int64(len(b))), size(int64(by.most())))
+		}
+	}
+	var err error
+	snap.image, err = by.image(b)
+	return snap, err
+}
+
+// become makes an instance that was just made, or initialized, equal to snap.
+func (in *instance) become(snap *snapshot) error {
+	if in.memory != nil {
+		mem := in.module.Memory()
+		if missing := (len(snap.image.bytes) - int(mem.Size())) / pageSize; missing > 0 {
+			if _, ok := mem.Grow(uint32(missing)); !ok {
+				return errSmaller
+			}
+		}
+		if err := in.memory.adopt(snap.image); err != nil {
+			return err
+		}
+		if err := in.cut(len(snap.image.bytes)); err != nil {
+			return err
+		}
+	}
+	in.restore(snap.globals)
+	return nil
+}
+
+// reset puts everything back that a job may have changed.
+func (in *instance) reset(snap *snapshot) error {
+	if in.memory != nil {
+		if err := in.memory.reset(snap.image); err != nil {
+			return err
+		}
+		if err := in.cut(len(snap.image.bytes)); err != nil {
+			return err
+		}
+	}
+	in.restore(snap.globals)
+	return nil
+}
+
+func (in *instance) restore(globals []uint64) {
+	for i, g := range in.globals {
+		g.Set(globals[i])
+	}
+}
+
+// cut makes a memory that has grown n bytes large again.
+func (in *instance) cut(n int) error {
+	mem := in.module.Memory()
+	if int64(mem.Size()) == int64(n) || n >= 1<<32 {
+		return nil
+	}
+	if !in.shrinks {
+		return errors.New("its memory has grown")
+	}
+	return cut(mem, in.memory, n)
+}
+
+// cut is what wazero has no word for: a growth for which the allocator returns less than before.
+func cut(mem api.Memory, by memory, n int) error {
+	by.shrink(n)
+	if _, ok := mem.Grow(1); !ok {
+		return errors.New("its memory is at the largest size there is and cannot be made smaller")
+	}
+	if int64(mem.Size()) != int64(n) {
+		return errors.New("its memory does not become smaller")
+	}
+	return nil
+}
