@@ -12,6 +12,7 @@ package middleware
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"time"
@@ -77,9 +78,12 @@ func Chain(cfg Config) (job.Handler, error) {
 func Run(find func(j *job.Job) (job.Runner, error)) job.Handler {
 	return func(ctx context.Context, x *job.Exchange) error {
 		j := x.Job
-		x.Took = 0
+		x.Took, x.Ran = 0, false
 		if j.Invalid != nil {
 			return invalid(j.Invalid)
+		}
+		if err := failedBefore(j); err != nil {
+			return err
 		}
 		if !j.ExpiresAt.IsZero() && time.Now().After(j.ExpiresAt) {
 			return job.Errorf(job.KindExpired, "the job expired at %s, before it could run", j.ExpiresAt.UTC().Format(time.RFC3339))
@@ -88,12 +92,30 @@ func Run(find func(j *job.Job) (job.Runner, error)) job.Handler {
 		if err != nil {
 			return err
 		}
+		x.Ran = true
 		begun := time.Now()
 		defer func() { x.Took = time.Since(begun) }()
 		res, err := r.Run(ctx, j)
 		x.Result = res
 		return err
 	}
+}
+
+// failedBefore says that a job is the failure result of the step before it, in a chain of routes: it is not run, and its own
+// result says so in turn.
+func failedBefore(j *job.Job) error {
+	ok, isResult := j.Header.Lookup(transport.HeaderOK)
+	if !isResult || ok != "false" {
+		return nil
+	}
+	var problem struct {
+		Detail string `json:"detail"`
+	}
+	if err := json.Unmarshal(j.Body, &problem); err != nil || problem.Detail == "" {
+		problem.Detail = "no detail"
+	}
+	return job.Errorf(job.KindCancelled, "job %q, whose result this is, failed (%s): %s",
+		job.CleanText(j.Header.Get(transport.HeaderResultOf)), job.CleanText(j.Header.Get(transport.HeaderKind)), problem.Detail)
 }
 
 func invalid(err error) error {

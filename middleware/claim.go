@@ -96,7 +96,6 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	}
 
 	if limit := s.policy.crashes(x); limit > 0 && rec.Crashes >= limit {
-		x.Job.Attempt-- // this claim runs nothing
 		err = exhausted{job.Errorf(job.KindTrap, "the process that ran it ended without a word %d times", rec.Crashes)}
 	} else {
 		err = s.next(run, x)
@@ -157,6 +156,9 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	o := &job.Outcome{
 		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: j.CorrelationID,
 		Module: j.Module, Worker: s.worker, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
+	}
+	if !x.Ran {
+		o.Attempts = max(0, o.Attempts-1) // this one was refused before it began
 	}
 	if r := x.Result; r != nil {
 		o.Module, o.Digest, o.Fuel = r.Module, r.Digest, r.Fuel

@@ -24,6 +24,9 @@ type ClaimsConfig struct {
 	// Partition is the store's partition for the route's records: the subject that jobs come from, so that where transport and
 	// store are one sharded Redis both lie on one shard.
 	Partition string
+	// Scope tells apart those who share a store without sharing their work: the transport and the consumer group. The same
+	// message means one job to all sidecars of one scope.
+	Scope string
 	// Lease is how long a claim lives without a heartbeat, by the store's clock; 0 means 30 s. It has nothing to do with how
 	// long a job may take.
 	Lease time.Duration
@@ -46,8 +49,8 @@ type Claims struct {
 
 	mu     sync.Mutex
 	active map[string]*claim // by key; at most one flight of a job in this process
-	stop   chan struct{}
-	once   sync.Once
+	stop   context.CancelFunc
+	done   context.Context
 	wg     sync.WaitGroup
 }
 
@@ -65,14 +68,15 @@ func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if cfg.Owner == "" {
 		cfg.Owner = rand.Text()[:16]
 	}
-	c := &Claims{cfg: cfg, st: st, active: map[string]*claim{}, stop: make(chan struct{})}
+	c := &Claims{cfg: cfg, st: st, active: map[string]*claim{}}
+	c.done, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(c.heartbeat)
 	return c, nil
 }
 
 // Close ends the heartbeat. Claims still held lapse with their lease.
 func (c *Claims) Close() error {
-	c.once.Do(func() { close(c.stop) })
+	c.stop()
 	c.wg.Wait()
 	return nil
 }
@@ -102,7 +106,7 @@ type taken struct {
 }
 
 func (c *Claims) key(what string, j *job.Job) string {
-	return store.Key(c.cfg.Partition, what, c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
+	return store.Key(c.cfg.Partition, what, c.cfg.Scope, c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
 }
 
 // take claims a job. It returns the claim, or why there is none. An error means that the store could not say.
@@ -288,7 +292,7 @@ func (c *Claims) heartbeat() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-c.stop:
+		case <-c.done.Done():
 			return
 		case <-tick.C:
 		}
@@ -313,14 +317,14 @@ func (c *Claims) heartbeat() {
 
 // renew writes the record once more, which starts its lease anew.
 func (cl *claim) renew() {
-	ctx, cancel := context.WithTimeout(context.Background(), cl.c.cfg.Lease/3)
+	ctx, cancel := context.WithTimeout(cl.c.done, cl.c.cfg.Lease/3)
 	defer cancel()
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.rec.State != running {
 		return
 	}
-	if err := cl.write(ctx, cl.rec, cl.c.keep()); err != nil {
+	if err := cl.write(ctx, cl.rec, cl.c.keep()); err != nil && cl.c.done.Err() == nil {
 		cl.c.cfg.Log.Warn("heartbeat of a claim failed", "route", cl.c.cfg.Route, "key", cl.key, "err", err)
 	}
 }

@@ -60,7 +60,7 @@ func TestRecordGoneBeforeTheAmendment(t *testing.T) {
 		if m.Subject != "results" {
 			return nil
 		}
-		if _, err := st.Txn(t.Context(), store.Txn{Then: []store.Op{store.Delete(store.Key("jobs", "claim", "jobs", "0", "a"))}}); err != nil {
+		if _, err := st.Txn(t.Context(), store.Txn{Then: []store.Op{store.Delete(store.Key("jobs", "claim", "", "jobs", "0", "a"))}}); err != nil {
 			t.Error(err)
 		}
 		return fmt.Errorf("result: %w", transport.ErrRejected)

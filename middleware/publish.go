@@ -57,7 +57,8 @@ func Publish(p *outputs) Stage {
 
 func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 	j, o := x.Job, x.Outcome
-	if p.cfg.To != "" {
+	// A job that came round a loop of routes has no result: it would be the next job, for ever.
+	if p.cfg.To != "" && j.Hops < job.MaxHops {
 		if err := p.cfg.Publisher.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, p.cfg.To)); err != nil {
 			return fmt.Errorf("publish the result to %q: %w", p.cfg.To, err)
 		}

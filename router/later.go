@@ -93,7 +93,9 @@ func (w *Window) Trouble() error {
 func (w *Window) meetTrouble(it *item, err error) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.trouble == nil {
+	if w.draining {
+		w.cfg.Log.Warn("job not finished while draining, handed back", "route", w.cfg.Route, "position", it.d.Position(), "err", err)
+	} else if w.trouble == nil {
 		w.cfg.Log.Warn("consumption paused", "route", w.cfg.Route, "err", err)
 	}
 	w.trouble = err

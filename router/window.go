@@ -67,8 +67,6 @@ const (
 	maxPause = 5 * time.Second
 	// shortHold is the longest wait for which a scheduled job keeps its delivery instead of being moved.
 	shortHold = 20 * time.Millisecond
-	// workerIdle is how long a worker waits for its next job before it goes.
-	workerIdle = 5 * time.Second
 	// gather is how long a fetch is put off, while a backlog waits, for more slots to become free: many small fetches cost more
 	// than the wait.
 	gather = 200 * time.Microsecond
@@ -123,6 +121,9 @@ func (w *Window) Run(ctx context.Context) error {
 	w.beginDrain()
 	w.awaitIdle()
 	<-beat
+	w.mu.Lock()
+	close(w.tasks) // the workers go; nothing is ready any more
+	w.mu.Unlock()
 	return err
 }
 
@@ -192,30 +193,12 @@ func (w *Window) pump() {
 	}
 }
 
-// work runs an item, and then others: a worker that has grown its stack is worth keeping for a while.
+// work runs an item, and then others until the window ends: a goroutine whose stack has grown is worth keeping. There are never
+// more of them than jobs were in flight at once.
 func (w *Window) work(it *item) {
-	retire := time.NewTimer(workerIdle)
-	defer retire.Stop()
-	for {
+	for more := true; more; it, more = <-w.tasks {
 		for it != nil {
 			it = w.settle(it, w.carry(it))
-		}
-		retire.Reset(workerIdle)
-		select {
-		case it = <-w.tasks:
-		case <-w.idle:
-			return
-		case <-retire.C:
-			w.mu.Lock()
-			leave := w.waiting > 0 // else a task is on its way
-			if leave {
-				w.waiting--
-			}
-			w.mu.Unlock()
-			if leave {
-				return
-			}
-			it = <-w.tasks
 		}
 	}
 }

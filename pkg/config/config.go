@@ -215,7 +215,7 @@ type Retry struct {
 	MaxAttempts int           `yaml:"max_attempts" min:"0" max:"1000000"` // the first included; 0: no end
 	Backoff     time.Duration `yaml:"backoff" min:"1ms" max:"24h"`        // before the second attempt; doubles from then on
 	MaxBackoff  time.Duration `yaml:"max_backoff" min:"1ms" max:"720h"`
-	Jitter      string        `yaml:"jitter" enum:"full" later:"none"`   // full: each wait is drawn from zero to the backoff
+	Jitter      string        `yaml:"jitter" enum:"full|none"`           // full: each wait is drawn from zero to the backoff; none: it is the backoff
 	MaxCrashes  int           `yaml:"max_crashes" min:"0" max:"1000000"` // runs that may end with the whole process before the job is dead; 0: no end
 }
 

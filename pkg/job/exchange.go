@@ -37,6 +37,8 @@ type Exchange struct {
 
 	// Result is what the Runner returned for the last attempt; nil after a failure.
 	Result *Result
+	// Ran says that the last attempt got to the Runner.
+	Ran bool
 	// Took is how long the last attempt was in the Runner, whatever came of it; 0 when it did not get there.
 	Took time.Duration
 	// Outcome is the recorded outcome; nil while the job is unfinished (it will be retried, or another owner runs it).

@@ -329,7 +329,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		}
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
-				Route: r.Name, Partition: r.From, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
+				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
 			})
 			if err != nil {
 				closeAll()
@@ -392,4 +392,18 @@ func needsStore(cfg *config.Config) bool {
 		}
 	}
 	return false
+}
+
+// scope tells apart the sidecars that share a store but not their work: by transport and consumer group.
+func scope(cfg *config.Config) string {
+	group := ""
+	switch cfg.Transport {
+	case config.Kafka:
+		group = cfg.Kafka.Group
+	case config.Redis:
+		group = cfg.Redis.Group
+	case config.NATS:
+		group = cfg.NATS.Group
+	}
+	return cfg.Transport + ":" + group
 }

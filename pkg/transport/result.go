@@ -40,8 +40,10 @@ func Result(j *job.Job, o *job.Outcome, e Envelope, subject string) *Message {
 	if e == EnvelopeWatermill {
 		addText(&h, HeaderCorrelationWM, correlation)
 	}
-	addText(&h, HeaderTraceparent, j.Header.Get(HeaderTraceparent))
-	addText(&h, HeaderTracestate, j.Header.Get(HeaderTracestate))
+	if parent := j.Header.Get(HeaderTraceparent); validTraceparent(parent) {
+		addText(&h, HeaderTraceparent, parent)
+		addText(&h, HeaderTracestate, j.Header.Get(HeaderTracestate))
+	}
 
 	m := &Message{Subject: subject, Body: o.Body}
 	if j.Key != "" {
@@ -146,4 +148,23 @@ func (t *texts) number(n uint64) string {
 	start := t.b.Len()
 	t.b.Write(strconv.AppendUint(buf[:0], n, 10))
 	return t.b.String()[start:]
+}
+
+// validTraceparent says whether v is a traceparent of W3C Trace Context, section 3.2.2, of any version: what is none is dropped
+// rather than passed on, as that document asks.
+func validTraceparent(v string) bool {
+	if len(v) < 55 || len(v) > 256 || len(v) > 55 && v[55] != '-' {
+		return false
+	}
+	for i := range 55 {
+		switch c := v[i]; {
+		case i == 2 || i == 35 || i == 52:
+			if c != '-' {
+				return false
+			}
+		case (c < '0' || c > '9') && (c < 'a' || c > 'f'):
+			return false
+		}
+	}
+	return len(job.CleanText(v)) == len(v)
 }
