@@ -156,18 +156,20 @@ type Module struct {
 	Config map[string]string `yaml:"config" hide:"env"` // handed to the guest
 	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm"`
 	Engine string            `yaml:"engine" enum:"compiler|interpreter"`
-	Limits Limits            `yaml:"limits"`
-	Allow  Allow             `yaml:"allow"`
-	Env    Env               `yaml:"env"`
-	Args   []string          `yaml:"args" hide:"env"` // of a command, after its name
-
-	_ struct{} `later:"isolation"`
+	// Isolation is what separates jobs: instances that are reset after each, or made for each, or used again as they are.
+	Isolation string   `yaml:"isolation" enum:"reset|fresh|reuse"`
+	Limits    Limits   `yaml:"limits"`
+	Allow     Allow    `yaml:"allow"`
+	Env       Env      `yaml:"env"`
+	Args      []string `yaml:"args" hide:"env"` // of a command, after its name
 }
 
 // Limits bound one run of a guest.
 type Limits struct {
 	Memory       Size          `yaml:"memory" min:"64KiB" max:"4GiB"`
-	Time         time.Duration `yaml:"time" min:"1ms" max:"24h"` // wall time
+	Time         time.Duration `yaml:"time" min:"1ms" max:"24h"`    // wall time
+	Fuel         Count         `yaml:"fuel" min:"0" max:"1000T"`    // instructions; 0: unlimited
+	Depth        int           `yaml:"depth" min:"0" max:"1000000"` // calls within calls; 0: until the stack overflows
 	Output       Size          `yaml:"output" min:"0B" max:"1GiB"`
 	Log          Size          `yaml:"log" min:"0B" max:"1GiB"` // of log lines, standard error included
 	LogLines     int           `yaml:"log_lines" min:"0" max:"1000000"`
@@ -175,7 +177,7 @@ type Limits struct {
 	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"` // of a request, and of a response
 	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"` // of one request
 
-	_ struct{} `later:"fuel depth host_calls"`
+	_ struct{} `later:"host_calls"`
 }
 
 // Allow grants capabilities; what is not granted is denied.
@@ -284,9 +286,9 @@ func Default() *Config {
 // DefaultModule returns a module as it stands before its own keys are read; Source is to be filled in.
 func DefaultModule() *Module {
 	return &Module{
-		Config: map[string]string{}, ABI: "auto", Engine: "compiler",
+		Config: map[string]string{}, ABI: "auto", Engine: "compiler", Isolation: "reset",
 		Limits: Limits{
-			Memory: 64 << 20, Time: 10 * time.Second, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
+			Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100e9, Depth: 50_000, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
 			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second,
 		},
 		Allow: Allow{HTTP: []string{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},

@@ -373,6 +373,31 @@ func TestSize(t *testing.T) {
 	}
 }
 
+func TestCount(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		in   string
+		want Count
+		out  string
+	}{
+		{"0", 0, "0"}, {"1", 1, "1"}, {"999", 999, "999"}, {"1000", 1000, "1K"}, {"100 M", 1e8, "100M"}, {"1500M", 15e8, "1500M"},
+		{"5G", 5e9, "5G"}, {"9223372T", 9223372e12, "9223372T"},
+	} {
+		got, err := ParseCount(tc.in)
+		if err != nil || got != tc.want || got.String() != tc.out {
+			t.Errorf("%q: got %d, %q, %v; want %d, %q", tc.in, int64(got), got, err, int64(tc.want), tc.out)
+		}
+		if again, err := ParseCount(got.String()); again != got || err != nil {
+			t.Errorf("%q does not come back: %d, %v", got, int64(again), err)
+		}
+	}
+	for _, in := range []string{"", "-1", "1.5G", "5g", "5GB", "9223372036854775808", "9223373T", "M", "0x10", "1e3"} {
+		if got, err := ParseCount(in); err == nil {
+			t.Errorf("%q was taken for %d", in, int64(got))
+		}
+	}
+}
+
 func TestDuration(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{

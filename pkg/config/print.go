@@ -83,7 +83,7 @@ func format(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case time.Duration:
 		return formatDuration(x)
-	case fmt.Stringer: // Size, Secret
+	case fmt.Stringer: // Size, Count, Secret
 		return x.String()
 	}
 	switch v.Kind() {

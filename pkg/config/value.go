@@ -70,6 +70,41 @@ func (s Size) String() string {
 	return strconv.FormatInt(int64(s), 10) + "B"
 }
 
+// Count is a number of things, written as 100M or 5G.
+type Count int64
+
+// countUnits goes from the largest to the smallest.
+var countUnits = []struct {
+	name string
+	n    int64
+}{{"T", 1e12}, {"G", 1e9}, {"M", 1e6}, {"K", 1e3}}
+
+// ParseCount reads a whole number with one of the units K, M, G and T (powers of 1000), or none.
+func ParseCount(s string) (Count, error) {
+	num, unit := s, int64(1)
+	for _, u := range countUnits {
+		if n, ok := strings.CutSuffix(s, u.name); ok {
+			num, unit = strings.TrimSpace(n), u.n
+			break
+		}
+	}
+	n, err := strconv.ParseInt(num, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/unit {
+		return 0, fmt.Errorf("%q is not a count; write a whole number, such as 500, 100M or 5G", s)
+	}
+	return Count(n * unit), nil
+}
+
+// String writes the count with the largest unit that leaves it whole.
+func (c Count) String() string {
+	for _, u := range countUnits {
+		if n := int64(c); n != 0 && n%u.n == 0 {
+			return strconv.FormatInt(n/u.n, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(int64(c), 10)
+}
+
 // parseDuration reads a Go duration; a bare number is refused because its unit is anyone's guess.
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)

@@ -217,6 +217,10 @@ func parse(v reflect.Value, s string) error {
 		n, err := ParseSize(s)
 		v.SetInt(int64(n))
 		return err
+	case Count:
+		n, err := ParseCount(s)
+		v.SetInt(int64(n))
+		return err
 	}
 	switch v.Kind() {
 	case reflect.String:

@@ -81,11 +81,12 @@ func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*ru
 	}
 	limits := runtime.Limits{
 		Memory: int64(m.Limits.Memory), Time: m.Limits.Time, Output: int64(m.Limits.Output), Log: int64(m.Limits.Log),
-		LogLines: m.Limits.LogLines, HTTPCalls: m.Limits.HTTPRequests, HTTPBytes: int64(m.Limits.HTTPBody), HTTPTime: m.Limits.HTTPTime,
+		LogLines: m.Limits.LogLines, Fuel: int64(m.Limits.Fuel), Depth: m.Limits.Depth, HTTPCalls: m.Limits.HTTPRequests, HTTPBytes: int64(m.Limits.HTTPBody), HTTPTime: m.Limits.HTTPTime,
 	}
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
 		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limits, Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
-		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Interpreter: m.Engine == "interpreter",
+		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI),
+		Isolation: runtime.Isolation(m.Isolation), Interpreter: m.Engine == "interpreter",
 	})
 	if err != nil {
 		return nil, err

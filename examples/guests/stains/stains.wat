@@ -20,11 +20,11 @@
 
   (func $end (result i32) (i32.shl (memory.size) (i32.const 16)))
 
-  ;; how many words hold the secret
+  ;; how many of the words that jobs write to hold the secret
   (func $found (result i32) (local $at i32) (local $n i32)
     (loop $next
       (local.set $n (i32.add (local.get $n) (i64.eq (i64.load (local.get $at)) (call $secret))))
-      (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 8))) (call $end))))
+      (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 256))) (call $end))))
     (local.get $n))
 
   ;; write the secret to each 1024 bytes from an address on
