@@ -35,6 +35,8 @@ type ClaimsConfig struct {
 	// Results is how long the outcome's body is remembered, where that is shorter than TTL. A job seen again after it is
 	// acknowledged without output, so it must outlast any outage of what the result is published to.
 	Results time.Duration
+	// Suspects is shared by all routes of a process; nil makes one of the route's own.
+	Suspects *Suspects
 	// Owner names this process, differently in every life of it; empty makes a random one.
 	Owner string
 	Log   *slog.Logger
@@ -54,6 +56,30 @@ type Claims struct {
 	wg     sync.WaitGroup
 }
 
+// Suspects lets jobs that may kill the process run one at a time. A job whose lease ran out twice without a word is one: it, or a
+// job that ran beside it both times, ends processes. Run alone among its like, the third crash is its own, and does not count
+// against the others.
+type Suspects struct{ slot chan struct{} }
+
+// NewSuspects makes the slot of a process.
+func NewSuspects() *Suspects { return &Suspects{make(chan struct{}, 1)} }
+
+func (s *Suspects) try() bool {
+	select {
+	case s.slot <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Suspects) leave() { <-s.slot }
+
+const (
+	suspectAfter = 2 // crashes
+	suspectWait  = 100 * time.Millisecond
+)
+
 // NewClaims makes the claims of a route and starts their heartbeat. Close them after the router has ended.
 func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if st == nil || cfg.Route == "" || cfg.Partition == "" || cfg.Log == nil {
@@ -64,6 +90,9 @@ func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	}
 	if cfg.TTL <= 0 {
 		cfg.TTL = 24 * time.Hour
+	}
+	if cfg.Suspects == nil {
+		cfg.Suspects = NewSuspects()
 	}
 	if cfg.Owner == "" {
 		cfg.Owner = rand.Text()[:16]
@@ -93,6 +122,7 @@ type claim struct {
 	written time.Time // local time of the last successful write
 	lost    bool
 	crashed bool // the claim before this one ended without a word
+	suspect bool // it holds the process's slot for suspects
 	cancel  context.CancelCauseFunc
 }
 
@@ -176,6 +206,9 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		case old.State == retrying:
 			next.Wait = 0
 		case old.Nonce == nonce: // our own claim, whose answer was lost
+			if !cl.alone(old.Crashes) {
+				return &taken{leave: suspectWait}, nil
+			}
 			cl.rec, cl.rev, cl.written = *old, kv.Revision, sent.Add(-age)
 			return nil, nil
 		case age < old.Lease:
@@ -184,8 +217,20 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 			next.Crashes++
 			crashed = true
 		}
+		if !cl.alone(next.Crashes) { // before it is claimed: waiting, it must not share the blame for the one that runs
+			return &taken{leave: suspectWait}, nil
+		}
 		rec, rev = next, kv.Revision
 	}
+}
+
+// alone says whether a job with so many crashes may run now: a suspect only when no other does.
+func (cl *claim) alone(crashes int) bool {
+	if crashes >= suspectAfter && !cl.suspect {
+		cl.suspect = cl.c.cfg.Suspects.try()
+		return cl.suspect
+	}
+	return true
 }
 
 // recorded answers for a job that is done.
@@ -284,6 +329,10 @@ func (cl *claim) forget() {
 	cl.c.mu.Lock()
 	delete(cl.c.active, cl.key)
 	cl.c.mu.Unlock()
+	if cl.suspect {
+		cl.suspect = false
+		cl.c.cfg.Suspects.leave()
+	}
 }
 
 // heartbeat renews every claim whose last write is a third of a lease ago.

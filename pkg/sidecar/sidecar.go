@@ -312,6 +312,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 			}
 		}
 	}
+	suspects := middleware.NewSuspects()
 	worker, err := os.Hostname()
 	if err != nil {
 		worker = "wasmsidecar"
@@ -329,7 +330,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		}
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
-				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
+				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Suspects: suspects, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
 			})
 			if err != nil {
 				closeAll()
