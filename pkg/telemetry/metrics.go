@@ -2,12 +2,14 @@ package telemetry
 
 import (
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/event"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 )
 
 // Metrics is a sink that counts, and a prometheus.Gatherer of what it counted. Module names that are not configured, which
@@ -19,6 +21,21 @@ type Metrics struct {
 	jobs, attempts, retries, letters, repeats, crashes, fenced, left *prometheus.CounterVec
 	run, wait                                                        *prometheus.HistogramVec
 	compile                                                          *prometheus.HistogramVec
+
+	mu     sync.RWMutex
+	common map[labels]*series
+}
+
+// labels tell apart the series that every job touches.
+type labels struct {
+	route, module string
+	kind          job.Kind
+}
+
+// series are those, found once: looking a series up by its labels costs more than counting.
+type series struct {
+	jobs, attempts prometheus.Counter
+	run, wait      prometheus.Observer
 }
 
 // Gauges is what is asked for whenever metrics are read. All functions must be safe for concurrent use and quick.
@@ -54,6 +71,7 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		known:    map[string]bool{},
+		common:   map[labels]*series{},
 		jobs:     counter("jobs_total", "Jobs finished, by outcome.", "route", "module", "outcome"),
 		attempts: counter("attempts_total", "Attempts made, by how they ended.", "route", "module", "outcome"),
 		retries:  counter("retries_total", "Attempts after which the job is tried again.", "route", "module"),
@@ -93,17 +111,37 @@ func (m *Metrics) module(name string) string {
 	return "unknown"
 }
 
+// find returns the series of a job. There are no more of them than routes, known modules and kinds allow.
+func (m *Metrics) find(l labels) *series {
+	m.mu.RLock()
+	s := m.common[l]
+	m.mu.RUnlock()
+	if s != nil {
+		return s
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s = &series{
+		jobs: m.jobs.WithLabelValues(l.route, l.module, string(l.kind)), attempts: m.attempts.WithLabelValues(l.route, l.module, string(l.kind)),
+		run: m.run.WithLabelValues(l.route, l.module), wait: m.wait.WithLabelValues(l.route),
+	}
+	m.common[l] = s
+	return s
+}
+
 // Emit counts the event.
 func (m *Metrics) Emit(e event.Event) {
 	route, module := e.Job.Route, m.module(e.Job.Module)
 	switch e.Type {
 	case event.Finished:
-		m.jobs.WithLabelValues(route, module, string(e.Kind)).Inc()
-		m.wait.WithLabelValues(route).Observe(e.Wait.Seconds())
+		s := m.find(labels{route, module, e.Kind})
+		s.jobs.Inc()
+		s.wait.Observe(e.Wait.Seconds())
 	case event.Attempted:
-		m.attempts.WithLabelValues(route, module, string(e.Kind)).Inc()
+		s := m.find(labels{route, module, e.Kind})
+		s.attempts.Inc()
 		if e.Duration > 0 {
-			m.run.WithLabelValues(route, module).Observe(e.Duration.Seconds())
+			s.run.Observe(e.Duration.Seconds())
 		}
 	case event.Retried:
 		m.retries.WithLabelValues(route, module).Inc()
