@@ -4,12 +4,66 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/wasmsidecar/wasmsidecar/examples/guests"
 	"github.com/wasmsidecar/wasmsidecar/runtime"
 )
 
-// BenchmarkInstance is one job of 1 KB in an instance of its own, by guest.
-func BenchmarkInstance(b *testing.B) {
-	for _, guest := range []string{"echo", "upper", "upper-as", "upper-c", "echo-drasm"} {
+// BenchmarkIsolation is one job of 1 KB by guest and by what keeps it apart from others. "usual" is an instance for each job
+// with wazero's own deadline, "unlimited" the same without one; the rest is ours, metered.
+func BenchmarkIsolation(b *testing.B) {
+	type guest struct {
+		name string
+		wasm func(b *testing.B) []byte
+	}
+	committed := func(name string) guest { return guest{name, func(*testing.B) []byte { return guests.Bytes(name) }} }
+	built := func(name string) guest { return guest{name, func(b *testing.B) []byte { return guests.BuildGo(b, name) }} }
+	for _, g := range []guest{
+		committed("echo"), committed("upper"), committed("upper-as"), committed("upper-c"), built("upper-reactor"), built("upper-go"),
+	} {
+		b.Run(g.name, func(b *testing.B) {
+			wasm := g.wasm(b)
+			j := newJob(strings.Repeat("x", 1024))
+			for _, deadline := range []bool{true, false} {
+				name := "unlimited"
+				if deadline {
+					name = "usual"
+				}
+				b.Run(name, func(b *testing.B) {
+					run := runtime.Usual(b, wasm, deadline)
+					b.ReportAllocs()
+					for b.Loop() {
+						if len(run(j)) != 1024 {
+							b.Fatal("another result")
+						}
+					}
+				})
+			}
+			e, err := runtime.New(runtime.Config{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer end(b, e)
+			for _, level := range []runtime.Isolation{runtime.IsolationFresh, runtime.IsolationReset, runtime.IsolationReuse} {
+				if level == runtime.IsolationReuse && (g.name == "upper-c" || g.name == "upper-go") {
+					continue // a program runs once
+				}
+				b.Run(string(level), func(b *testing.B) {
+					m := loadBytes(b, e, g.name, wasm, func(c *runtime.ModuleConfig) { c.Isolation = level })
+					b.ReportAllocs()
+					for b.Loop() {
+						if r, err := m.Run(b.Context(), j); err != nil || len(r.Body) != 1024 {
+							b.Fatal(r, err)
+						}
+					}
+				})
+			}
+		})
+	}
+}
+
+// BenchmarkParallel is the same by as many goroutines as there are processors, with reset.
+func BenchmarkParallel(b *testing.B) {
+	for _, guest := range []string{"echo", "upper", "upper-c"} {
 		b.Run(guest, func(b *testing.B) {
 			e, err := runtime.New(runtime.Config{})
 			if err != nil {
@@ -17,13 +71,15 @@ func BenchmarkInstance(b *testing.B) {
 			}
 			defer end(b, e)
 			m := load(b, e, guest)
-			j := newJob(strings.Repeat("x", 1024))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := m.Run(b.Context(), j); err != nil {
-					b.Fatal(err)
+			b.RunParallel(func(pb *testing.PB) {
+				j := newJob(strings.Repeat("x", 1024))
+				for pb.Next() {
+					if _, err := m.Run(b.Context(), j); err != nil {
+						b.Error(err)
+						return
+					}
 				}
-			}
+			})
 		})
 	}
 }
