@@ -16,7 +16,9 @@ func BenchmarkIsolation(b *testing.B) {
 		wasm func(b *testing.B) []byte
 	}
 	committed := func(name string) guest { return guest{name, func(*testing.B) []byte { return guests.Bytes(name) }} }
-	built := func(name string) guest { return guest{name, func(b *testing.B) []byte { return guests.BuildGo(b, name) }} }
+	built := func(name string) guest {
+		return guest{name, func(b *testing.B) []byte { return guests.BuildGo(b, name) }}
+	}
 	for _, g := range []guest{
 		committed("echo"), committed("upper"), committed("upper-as"), committed("upper-c"), built("upper-reactor"), built("upper-go"),
 	} {

@@ -267,3 +267,52 @@ func TestStopErrors(t *testing.T) {
 		})
 	}
 }
+
+// What _initialize drew is kept where instances are reset, unless the guest draws again in wasmsidecar_reseed.
+func TestSeed(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		level   runtime.Isolation
+		config  map[string]string
+		same    bool
+		reseeds byte
+	}{
+		{runtime.IsolationReset, nil, true, 0},
+		{runtime.IsolationReset, map[string]string{"reseed": "yes"}, false, 1},
+		{runtime.IsolationFresh, nil, false, 0},
+		{runtime.IsolationFresh, map[string]string{"reseed": "yes"}, false, 0},
+	}
+	e, _ := open(t)
+	for _, tt := range tests {
+		m := load(t, e, "seed", func(c *runtime.ModuleConfig) { c.Isolation, c.Config = tt.level, tt.config })
+		seen := map[string]bool{}
+		for range 10 {
+			r, err := m.Run(t.Context(), newJob(""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Body[8] != tt.reseeds {
+				t.Errorf("%s: reseeded %d times, want %d", tt.level, r.Body[8], tt.reseeds)
+			}
+			seen[string(r.Body[:8])] = true
+		}
+		if same := len(seen) == 1; same != tt.same || !same && len(seen) != 10 {
+			t.Errorf("%s, %v: %d seeds in 10 jobs", tt.level, tt.config, len(seen))
+		}
+	}
+}
+
+// A guest that may read a job's headers while it initializes has an instance for each job.
+func TestHeadersAreNotKept(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	m := loadBytes(t, e, "upper-reactor", guests.BuildGo(t, "upper-reactor"), func(c *runtime.ModuleConfig) {
+		c.Env.Headers, c.Interpreter, c.Limits.Time = true, true, time.Minute
+	})
+	if _, err := m.Run(t.Context(), newJob("x")); err != nil {
+		t.Error(err)
+	}
+	if runtime.Idle(m) != nil || !strings.Contains(l.String(), "env.headers") {
+		t.Errorf("instances %v are kept; log %s", runtime.Idle(m), l)
+	}
+}

@@ -1,0 +1,169 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/examples/guests"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+)
+
+// with returns a module whose instances are reset by m, and what its engine logs.
+func with(t *testing.T, m means, guest string) (*Module, *bytes.Buffer) {
+	t.Helper()
+	var log bytes.Buffer
+	e, err := New(Config{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.means = func() means { return m }
+	t.Cleanup(func() {
+		if err := e.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	mod, err := e.Load(t.Context(), ModuleConfig{Name: guest, Wasm: guests.Bytes(guest)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mod, &log
+}
+
+func stains(t *testing.T, m *Module, mode byte) {
+	t.Helper()
+	r, err := m.Run(t.Context(), &job.Job{ID: "1", Body: []byte{mode}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Body[0]|r.Body[4]|r.Body[8]|r.Body[16] != 0 || r.Body[12] != 4 || r.Body[20] != 1 {
+		t.Fatalf("the guest finds % x", r.Body)
+	}
+}
+
+// Where memories cannot be made smaller, an instance that has grown is given up; the others are used again.
+func TestNoShrink(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}}, "stains")
+	for range 3 {
+		stains(t, m, 0)
+	}
+	if idle := Idle(m); len(idle) != 1 || idle[0] != 3 {
+		t.Errorf("instances %v, want one that had three jobs", idle)
+	}
+	stains(t, m, 7)
+	if idle := Idle(m); len(idle) != 0 {
+		t.Errorf("instances %v after one has grown, want none", idle)
+	}
+	stains(t, m, 0)
+}
+
+// tight memories can put back images of one page only.
+type tight struct{ portable }
+
+func (tight) most() int { return pageSize }
+
+// A module whose image is too large to be put back runs fresh, and the log says so once.
+func TestImageTooLarge(t *testing.T) {
+	t.Parallel()
+	m, log := with(t, means{memories: tight{}, shrinks: true}, "stains")
+	for range 3 {
+		stains(t, m, 0)
+	}
+	if idle := Idle(m); len(idle) != 0 {
+		t.Errorf("instances %v are kept", idle)
+	}
+	if n := strings.Count(log.String(), "cannot be reset"); n != 1 || !strings.Contains(log.String(), "256 KiB of memory") {
+		t.Errorf("told %d times, want once: %s", n, log)
+	}
+}
+
+// A job for which there is no memory fails, and says that it is not the guest's fault.
+func TestNoMemory(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: broken{}, shrinks: true}, "stains")
+	_, err := m.Run(t.Context(), &job.Job{ID: "1"})
+	if job.KindOf(err) != job.KindInternal || !strings.Contains(err.Error(), "no memory today") {
+		t.Errorf("kind %q: %v", job.KindOf(err), err)
+	}
+}
+
+// An instance that was not needed for a while goes when another comes back.
+func TestIdleInstancesGo(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
+	stains(t, m, 0)
+	p := m.instances.(*pool)
+	p.mu.Lock()
+	old, since := p.idle[0].in, time.Now().Add(-2*idleFor)
+	p.idle = nil
+	p.mu.Unlock()
+	stains(t, m, 0)
+	p.mu.Lock()
+	p.idle = append([]idler{{old, since}}, p.idle...)
+	p.mu.Unlock()
+	stains(t, m, 0)
+	if idle := Idle(m); len(idle) != 1 || idle[0] != 2 || !old.module.IsClosed() {
+		t.Errorf("instances %v, want the busy one only", idle)
+	}
+}
+
+// A hundred thousand jobs, some of which crash or grow, leave the process as large as a few hundred did. WASMSIDECAR_SOAK is
+// another number of jobs.
+func TestSoak(t *testing.T) {
+	jobs := 100_000
+	if raceEnabled {
+		jobs /= 20
+	}
+	if s := os.Getenv("WASMSIDECAR_SOAK"); s != "" {
+		var err error
+		if jobs, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close(t.Context()) }()
+	var modules []*Module
+	for _, guest := range []string{"echo", "upper", "upper-c", "stains"} {
+		limits := DefaultLimits()
+		limits.Memory, limits.Depth = 8<<20, 1000
+		m, err := e.Load(t.Context(), ModuleConfig{Name: guest, Wasm: guests.Bytes(guest), Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		modules = append(modules, m)
+	}
+	body := bytes.Repeat([]byte("x"), 1024)
+	run := func(from, to int) {
+		for i := from; i < to; i++ {
+			j := &job.Job{ID: "1", Body: body}
+			if m := modules[i%4]; i%4 < 3 {
+				if r, err := m.Run(t.Context(), j); err != nil || len(r.Body) != len(body) {
+					t.Fatalf("job %d: %v", i, err)
+				}
+				continue
+			}
+			if i%64 != 3 {
+				continue // it takes long
+			}
+			j.Body = []byte{[...]byte{0, 1, 3, 5, 6, 7, 8}[i/64%7]}
+			_, _ = modules[3].Run(t.Context(), j)
+		}
+	}
+	run(0, jobs/10)
+	before := resident(t)
+	run(jobs/10, jobs)
+	after := resident(t)
+	t.Logf("%d MiB resident after a tenth of %d jobs, %d MiB after all", before>>20, jobs, after>>20)
+	if after > before+16<<20 {
+		t.Errorf("resident memory has grown from %d to %d MiB", before>>20, after>>20)
+	}
+}
