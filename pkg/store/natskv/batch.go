@@ -200,7 +200,7 @@ func (g *group) write(batch []*member) (int64, error) {
 			msg.Reply = ""
 		}
 		msgs[len(msgs)-1].Header.Set(headerBatchCommit, "1")
-		last, err := g.store.mux.publish(g.store.ctx, msgs...)
+		last, err := g.store.publish(g.store.ctx, msgs...)
 		var api *apiError
 		if err == nil || !errors.As(err, &api) || !api.busy() {
 			return last, err

@@ -63,7 +63,7 @@ func (s *Store) readClock(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent := time.Now()
-	info, err := s.stream.Info(ctx)
+	info, err := s.look(ctx)
 	if err != nil {
 		return err
 	}

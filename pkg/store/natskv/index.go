@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/internal/ordered"
@@ -165,7 +164,7 @@ func (x *index) sendFences() {
 		ctx, cancel := context.WithTimeout(x.store.ctx, fenceTimeout)
 		m := &nats.Msg{Subject: x.fence, Header: make(nats.Header, 1)}
 		m.Header.Set(headerTTL, goneSeconds)
-		f.seq, f.err = x.store.mux.publish(ctx, m)
+		f.seq, f.err = x.store.publish(ctx, m)
 		if errors.Is(f.err, store.ErrFull) {
 			// A full stream takes no fence. What it took last in this partition will do.
 			f.seq, f.err = x.lastSequence(ctx)
@@ -177,14 +176,8 @@ func (x *index) sendFences() {
 
 // lastSequence returns that of the partition's last set message.
 func (x *index) lastSequence(ctx context.Context) (int64, error) {
-	info, err := x.store.stream.GetLastMsgForSubject(ctx, x.tail.filters[0])
-	if err != nil {
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return 0, nil
-		}
-		return 0, err
-	}
-	return int64(info.Sequence), nil
+	m, err := x.store.lastMessage(ctx, x.tail.filters[0])
+	return m.Seq, err
 }
 
 func (x *index) handle(m *nats.Msg, meta *nats.MsgMetadata) {

@@ -2,7 +2,6 @@ package natskv
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -16,10 +15,17 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 )
 
-// requestTimeout bounds a request whose caller set no bound.
-const requestTimeout = 10 * time.Second
+const (
+	// requestTimeout bounds a request whose caller set no bound.
+	requestTimeout = 10 * time.Second
+	// slowReply is after how long a reply that does not come casts doubt on the stream.
+	slowReply = time.Second
+)
 
-var errDisconnected = errors.New("connection lost before the reply")
+var (
+	errDisconnected = errors.New("connection lost before the reply")
+	errNoReply      = errors.New("no reply")
+)
 
 // mux carries all requests of a store over one subscription, as many at once as come: replies find their way by the last token
 // of their subject.
@@ -28,6 +34,7 @@ type mux struct {
 	prefix string
 	sub    *nats.Subscription
 	status chan nats.Status
+	slow   func()       // called when a reply takes long
 	epoch  atomic.Int64 // grows whenever the connection was lost
 	wg     sync.WaitGroup
 
@@ -44,8 +51,8 @@ type exchange struct {
 	done    chan error
 }
 
-func newMux(nc *nats.Conn) (*mux, error) {
-	m := &mux{nc: nc, prefix: nc.NewInbox() + ".", waiting: make(map[string]*exchange)}
+func newMux(nc *nats.Conn, slow func()) (*mux, error) {
+	m := &mux{nc: nc, slow: slow, prefix: nc.NewInbox() + ".", waiting: make(map[string]*exchange)}
 	sub, err := nc.Subscribe(m.prefix+"*", m.reply)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to replies: %w", err)
@@ -105,17 +112,24 @@ func (m *mux) request(ctx context.Context, more func(*nats.Msg) bool, msgs ...*n
 			return nil, err
 		}
 	}
-	timer := time.NewTimer(requestTimeout)
+	timer := time.NewTimer(slowReply)
 	defer timer.Stop()
-	select {
-	case err := <-x.done:
-		return x.replies, err
-	case <-ctx.Done():
-		m.forget(id)
-		return nil, ctx.Err()
-	case <-timer.C:
-		m.forget(id)
-		return nil, fmt.Errorf("no reply from %s within %v: is the user allowed to use it?", msgs[len(msgs)-1].Subject, requestTimeout)
+	for slow := false; ; {
+		select {
+		case err := <-x.done:
+			return x.replies, err
+		case <-ctx.Done():
+			m.forget(id)
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
+		if slow {
+			m.forget(id)
+			return nil, errNoReply
+		}
+		slow = true
+		m.slow()
+		timer.Reset(requestTimeout - slowReply)
 	}
 }
 
@@ -157,6 +171,7 @@ const (
 	codeNoResources     = 10023
 	codeNoStorage       = 10047
 	codeTooLarge        = 10054
+	codeStreamNotFound  = 10059
 	codeWrongLast       = 10071
 	codeStoreFailed     = 10077
 	codeWrongLastInWork = 10164
@@ -193,29 +208,4 @@ func (e *apiError) conflict() bool {
 // busy says whether the server was asked for too many batches at once; nothing was written.
 func (e *apiError) busy() bool {
 	return e.ErrCode == codeBatchesTooMany || e.ErrCode == codeBatchIncomplete
-}
-
-// pubAck is the reply to a publication.
-type pubAck struct {
-	Seq   int64     `json:"seq"`
-	Error *apiError `json:"error"`
-}
-
-// publish writes msgs and returns the sequence of the last one.
-func (m *mux) publish(ctx context.Context, msgs ...*nats.Msg) (int64, error) {
-	replies, err := m.request(ctx, nil, msgs...)
-	if err != nil {
-		return 0, err
-	}
-	if status(replies[0]) == "503" {
-		return 0, nats.ErrNoResponders
-	}
-	var ack pubAck
-	if err := json.Unmarshal(replies[0].Data, &ack); err != nil {
-		return 0, fmt.Errorf("acknowledgement %q: %w", replies[0].Data, err)
-	}
-	if ack.Error != nil {
-		return 0, ack.Error
-	}
-	return ack.Seq, nil
 }

@@ -1,5 +1,6 @@
 // Package natskv keeps state in a JetStream stream of its own, on NATS 2.12 or newer, embedded or remote. A key is a subject of which
-// the stream keeps the last message, its revision twice the message's sequence: the stream's counter, which never goes back. A
+// the stream keeps the last message, its revision twice the message's sequence: the stream's counter, which never goes back; a stream that is made
+// begins to count at the time, so that this holds for one that is made again, too. A
 // transaction is one publication with its expectation, or its part of an atomic batch. A server with files flushes every batch to
 // disk, which costs milliseconds; concurrent transactions share them.
 //
@@ -14,7 +15,6 @@ package natskv
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -39,8 +39,11 @@ const (
 
 // Config says how a store is opened.
 type Config struct {
-	// Stream is the stream's name, for instance "WASM_STATE". It is created if it is not there.
+	// Stream is the stream's name, for instance "WASM_STATE". It is created if it is not there, and again if it is deleted while
+	// the store is open.
 	Stream string
+	// NoCreate says that the stream may not be created: Open then fails with store.ErrUnsupported where it is missing.
+	NoCreate bool
 	// Prefix begins the stream's subjects; "" takes the stream's name in lower case.
 	Prefix string
 	// Memory keeps the stream in the server's memory instead of its files.
@@ -49,6 +52,9 @@ type Config struct {
 	Replicas int
 	// MaxBytes bounds the stream; a write above it fails with store.ErrFull. 0 means what the account allows.
 	MaxBytes int64
+	// Health, which may be nil, says what keeps a server in this process from storing messages, nil where nothing does. Nothing is
+	// written while it returns an error.
+	Health func() error
 	// Log gets what is worth debugging; nil discards it.
 	Log *slog.Logger
 }
@@ -57,13 +63,14 @@ type Config struct {
 type Store struct {
 	nc     *nats.Conn
 	cfg    Config
-	stream jetstream.Stream
+	js     jetstream.JetStream
 	mux    *mux
 	clock  clock
 	id     string
 	group  group
+	keeper keeper
 	closed atomic.Bool
-	direct bool // reads may go to any server that has the stream, because only one has it
+	direct atomic.Bool // reads may go to any server that has the stream, because only one has it
 
 	keys, sets, guards, fences string // beginnings of subjects
 
@@ -99,9 +106,13 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open nats store: server version is %q: want %d.%d or newer, for atomic batches", v, minMajor, minMinor)
 	}
 	s := &Store{
-		nc: nc, cfg: cfg, id: nuid.Next(),
+		nc: nc, cfg: cfg, id: nuid.Next(), keeper: keeper{wanted: make(chan struct{}, 1)},
 		keys: cfg.Prefix + ".k.", sets: cfg.Prefix + ".z.", guards: cfg.Prefix + ".g.", fences: cfg.Prefix + ".f.",
 		feeds: make(map[*store.Feed]struct{}), indexes: make(map[string]*index),
+	}
+	var err error
+	if s.js, err = jetstream.New(nc); err != nil {
+		return nil, fmt.Errorf("open nats store: %w", err)
 	}
 	if err := s.create(ctx); err != nil {
 		return nil, fmt.Errorf("open nats store: stream %s: %w", cfg.Stream, err)
@@ -109,68 +120,15 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 	if err := s.readClock(ctx); err != nil {
 		return nil, fmt.Errorf("open nats store: stream %s: read the server's clock: %w", cfg.Stream, err)
 	}
-	var err error
-	if s.mux, err = newMux(nc); err != nil {
+	if s.mux, err = newMux(nc, s.keeper.want); err != nil {
 		return nil, fmt.Errorf("open nats store: %w", err)
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.wg.Go(s.keepClock)
+	s.wg.Go(s.keepStream)
 	s.group = group{store: s, queue: make(chan *member, groupQueue)}
 	s.wg.Go(s.group.run)
 	return s, nil
-}
-
-// create makes the stream, or checks that the one that is there will do.
-func (s *Store) create(ctx context.Context) error {
-	js, err := jetstream.New(s.nc)
-	if err != nil {
-		return err
-	}
-	want := jetstream.StreamConfig{
-		Name:               s.cfg.Stream,
-		Description:        "state of wasmsidecar",
-		Subjects:           []string{s.cfg.Prefix + ".>"},
-		Storage:            jetstream.FileStorage,
-		Replicas:           s.cfg.Replicas,
-		MaxMsgsPerSubject:  1,
-		MaxBytes:           s.cfg.MaxBytes,
-		Discard:            jetstream.DiscardNew, // nothing makes room by itself
-		AllowDirect:        s.cfg.Replicas == 1,
-		AllowMsgTTL:        true,
-		AllowAtomicPublish: true,
-	}
-	if want.MaxBytes == 0 {
-		want.MaxBytes = -1
-	}
-	if s.cfg.Memory {
-		want.Storage = jetstream.MemoryStorage
-	}
-	// Look first: a stream that is there needs no permission to create it. It is made here alone, never at run time: nats-server
-	// 2.15.2 may crash when a stream is made in the moment in which one of the same name is deleted.
-	s.stream, err = js.Stream(ctx, s.cfg.Stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		s.stream, err = js.CreateStream(ctx, want)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
-			s.stream, err = js.Stream(ctx, s.cfg.Stream)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	got := s.stream.CachedInfo().Config
-	switch {
-	case !got.AllowMsgTTL, !got.AllowAtomicPublish:
-		return errors.New("it does not allow message TTLs and atomic batches: delete it, or name another")
-	case got.MaxMsgsPerSubject != 1 || got.Discard != jetstream.DiscardNew || got.MaxAge != 0:
-		return errors.New("it does not keep one message of each subject for good: delete it, or name another")
-	case got.SubjectDeleteMarkerTTL != 0:
-		// The server's own marker may overwrite a message that was written in the moment of the expiry.
-		return errors.New("it has subject_delete_marker_ttl, which can lose writes: set it to 0")
-	case len(got.Subjects) != 1 || got.Subjects[0] != want.Subjects[0]:
-		return fmt.Errorf("its subjects are %v: want %v", got.Subjects, want.Subjects)
-	}
-	s.direct = got.AllowDirect && got.Replicas == 1
-	return nil
 }
 
 // MaxValue implements store.Store: what the server takes as one message, less what comes with it.
@@ -186,7 +144,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	}
 	m := nats.NewMsg(s.guards + "ping." + s.id)
 	m.Header.Set(headerTTL, "1")
-	if _, err := s.mux.publish(ctx, m); err != nil {
+	if _, err := s.publish(ctx, m); err != nil {
 		return fmt.Errorf("ping nats stream %s: %w", s.cfg.Stream, err)
 	}
 	return nil

@@ -35,9 +35,9 @@ func (s *Store) read(ctx context.Context, t store.Txn) (map[string]entry, error)
 	switch {
 	case len(keys) == 0:
 		return nil, nil
-	case s.direct && len(keys) == 1:
+	case s.direct.Load() && len(keys) == 1:
 		return s.readOne(ctx, keys[0])
-	case s.direct:
+	case s.direct.Load():
 		return s.readAll(ctx, keys)
 	}
 	found, err := s.readLeader(ctx, keys)
@@ -61,7 +61,7 @@ func (s *Store) read(ctx context.Context, t store.Txn) (map[string]entry, error)
 }
 
 func (s *Store) readOne(ctx context.Context, key string) (map[string]entry, error) {
-	replies, err := s.mux.request(ctx, nil, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + s.cfg.Stream + "." + s.keySubject(key)})
+	replies, err := s.request(ctx, nil, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + s.cfg.Stream + "." + s.keySubject(key)})
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +69,6 @@ func (s *Store) readOne(ctx context.Context, key string) (map[string]entry, erro
 	switch code := status(m); code {
 	case "404":
 		return map[string]entry{key: {kv: store.KV{Key: key}}}, nil
-	case "503":
-		return nil, nats.ErrNoResponders
 	case "":
 	default:
 		return nil, fmt.Errorf("read %q: %s %s", key, code, m.Header.Get("Description"))
@@ -96,7 +94,7 @@ func (s *Store) readAll(ctx context.Context, keys []string) (map[string]entry, e
 		return nil, err
 	}
 	more := func(m *nats.Msg) bool { return status(m) == "" }
-	replies, err := s.mux.request(ctx, more, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + s.cfg.Stream, Data: body})
+	replies, err := s.request(ctx, more, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + s.cfg.Stream, Data: body})
 	if err != nil {
 		return nil, err
 	}
@@ -111,8 +109,6 @@ func (s *Store) readAll(ctx context.Context, keys []string) (map[string]entry, e
 		if n := last.Header.Get("Nats-Num-Pending"); n != "0" && n != "" {
 			return nil, fmt.Errorf("read %d keys: the server left out %s of them: read fewer or smaller ones", len(keys), n)
 		}
-	case "503":
-		return nil, nats.ErrNoResponders
 	default:
 		return nil, fmt.Errorf("read %d keys: %s %s", len(keys), code, last.Header.Get("Description"))
 	}
@@ -152,42 +148,56 @@ func (s *Store) readLeader(ctx context.Context, keys []string) (map[string]entry
 }
 
 func (s *Store) leaderEntry(ctx context.Context, key string) (entry, error) {
-	body, err := json.Marshal(map[string]string{"last_by_subj": s.keySubject(key)})
+	m, err := s.lastMessage(ctx, s.keySubject(key))
 	if err != nil {
 		return entry{}, err
 	}
-	replies, err := s.mux.request(ctx, nil, &nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + s.cfg.Stream, Data: body})
-	if err != nil {
-		return entry{}, err
-	}
-	if status(replies[0]) == "503" {
-		return entry{}, nats.ErrNoResponders
-	}
-	var r struct {
-		Error   *apiError `json:"error"`
-		Message struct {
-			Seq  int64     `json:"seq"`
-			Hdrs []byte    `json:"hdrs"`
-			Data []byte    `json:"data"`
-			Time time.Time `json:"time"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(replies[0].Data, &r); err != nil {
-		return entry{}, fmt.Errorf("read %q: %w", key, err)
-	}
-	if r.Error != nil {
-		if r.Error.Code == 404 {
-			return entry{kv: store.KV{Key: key}}, nil
-		}
-		return entry{}, r.Error
+	if m.Seq == 0 {
+		return entry{kv: store.KV{Key: key}}, nil
 	}
 	var header nats.Header
-	if len(r.Message.Hdrs) > 0 {
-		if header, err = nats.DecodeHeadersMsg(r.Message.Hdrs); err != nil {
+	if len(m.Hdrs) > 0 {
+		if header, err = nats.DecodeHeadersMsg(m.Hdrs); err != nil {
 			return entry{}, fmt.Errorf("read %q: %w", key, err)
 		}
 	}
-	return s.entry(key, r.Message.Seq, r.Message.Time, header, r.Message.Data), nil
+	return s.entry(key, m.Seq, m.Time, header, m.Data), nil
+}
+
+// stored is a message as the leader tells it.
+type stored struct {
+	Seq  int64     `json:"seq"`
+	Hdrs []byte    `json:"hdrs"`
+	Data []byte    `json:"data"`
+	Time time.Time `json:"time"`
+}
+
+// lastMessage asks the leader for the last message of a subject, which may have wildcards. Where there is none its sequence is 0.
+func (s *Store) lastMessage(ctx context.Context, subject string) (stored, error) {
+	body, err := json.Marshal(map[string]string{"last_by_subj": subject})
+	if err != nil {
+		return stored{}, err
+	}
+	replies, err := s.request(ctx, nil, &nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + s.cfg.Stream, Data: body})
+	if err != nil {
+		return stored{}, err
+	}
+	var r struct {
+		Error   *apiError `json:"error"`
+		Message stored    `json:"message"`
+	}
+	if err := json.Unmarshal(replies[0].Data, &r); err != nil {
+		return stored{}, fmt.Errorf("read %q: %w", subject, err)
+	}
+	switch {
+	case r.Error == nil:
+		return r.Message, nil
+	case r.Error.ErrCode == codeStreamNotFound:
+		return stored{}, s.away(r.Error)
+	case r.Error.Code == 404:
+		return stored{}, nil
+	}
+	return stored{}, r.Error
 }
 
 // entry makes an entry of a message.

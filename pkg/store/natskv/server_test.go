@@ -2,7 +2,6 @@ package natskv_test
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -139,46 +138,6 @@ func TestServerKilled(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatal("no change after the kill")
 		}
-	}
-}
-
-// A stream that is deleted under a store leaves errors behind: the store does not make it again, and another can be opened.
-func TestStreamDeleted(t *testing.T) {
-	t.Parallel()
-	conn := embedded(t)
-	s := open(t, conn, config(t))
-	put := store.Txn{Then: []store.Op{store.Put("p/a", []byte("1"), 0), store.Add("p/s", "a", 1)}}
-	if _, err := s.Txn(t.Context(), put); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := s.Range(t.Context(), store.Range{Set: "p/s", Max: 10}); err != nil || len(m) != 1 {
-		t.Fatalf("set has %v, %v", m, err)
-	}
-	w, err := s.Watch(t.Context(), "p/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	js, err := jetstream.New(conn(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := js.DeleteStream(t.Context(), s.cfg.Stream); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Txn(t.Context(), put); err == nil {
-		t.Error("a transaction succeeded without a stream")
-	}
-	if err := s.Ping(t.Context()); err == nil {
-		t.Error("Ping succeeded without a stream")
-	}
-	if _, err := js.Stream(t.Context(), s.cfg.Stream); !errors.Is(err, jetstream.ErrStreamNotFound) {
-		t.Errorf("the stream was made again: %v", err)
-	}
-	again := open(t, conn, s.cfg)
-	r, err := again.Txn(t.Context(), store.Txn{If: []store.Cond{{Key: "p/a"}}, Then: put.Then})
-	if err != nil || !r.Done {
-		t.Errorf("in a new stream: done %v, %v", r.Done, err)
 	}
 }
 

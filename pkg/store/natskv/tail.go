@@ -32,8 +32,9 @@ type tail struct {
 	headers bool // leave out the bodies
 	// handle gets every message, from one goroutine.
 	handle func(m *nats.Msg, meta *nats.MsgMetadata)
-	// resumed is called before the first message after a break. If whole is true, what is there is told again; otherwise
-	// it goes on where it stopped, and what was deleted or written over meanwhile is told only as it stands now.
+	// resumed is called before the first message after a break. If whole is true, what is there is told again, because the break
+	// was long or the stream is another one; otherwise it goes on where it stopped, and what was deleted or written over meanwhile
+	// is told only as it stands now.
 	resumed func(whole bool)
 	// idle, which may be nil, is called now and then while there is nothing to tell.
 	idle func()
@@ -43,14 +44,48 @@ type tail struct {
 	pending  uint64 // messages that were there when the consumer was made
 	consumed uint64 // messages of this consumer so far
 	seq      uint64 // stream sequence up to which everything was handled
+	created  int64  // which stream that was; see keeper
 	heard    time.Time
 	epoch    int64
 }
 
-// start makes the consumer. When it returns, everything written from then on will be told.
-func (t *tail) start(ctx context.Context, from uint64) error {
+// start makes the consumer, which goes on where an earlier one stopped. When it returns, everything written from then on will be told;
+// whole is as resumed has it.
+func (t *tail) start(ctx context.Context) (whole bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	info, err := t.store.look(ctx)
+	if err != nil {
+		return false, err
+	}
+	created := info.Created.UnixNano()
+	another := t.created != 0 && t.created != created
+	// A deletion is remembered for a while only. Whoever was away for long begins anew.
+	whole = another || t.all && (t.seq == 0 || time.Since(t.heard) > goneTTL/2)
+	from := t.seq + 1
+	switch {
+	case another && !t.all:
+		from = 1 // nothing was told of this stream yet
+	case whole, t.seq == 0:
+		from = 0
+	}
+	if err := t.consume(ctx, from); err != nil {
+		return false, err
+	}
+	// The consumer may be one of a stream that was made between.
+	if info, err = t.store.look(ctx); err == nil && info.Created.UnixNano() != created {
+		err = errors.New("the stream was made again meanwhile")
+	}
+	if err != nil {
+		t.drop()
+		return false, err
+	}
+	t.created = created
+	return whole, nil
+}
+
+// consume makes a consumer from a sequence on; 0 stands for the beginning.
+func (t *tail) consume(ctx context.Context, from uint64) error {
 	s := t.store
 	t.epoch = s.mux.epoch.Load()
 	inbox := s.nc.NewInbox()
@@ -82,10 +117,7 @@ func (t *tail) start(ctx context.Context, from uint64) error {
 		_ = sub.Unsubscribe()
 		return err
 	}
-	replies, err := s.mux.request(ctx, nil, &nats.Msg{Subject: "$JS.API.CONSUMER.CREATE." + s.cfg.Stream + "." + name, Data: body})
-	if err == nil && status(replies[0]) == "503" {
-		err = nats.ErrNoResponders
-	}
+	replies, err := s.request(ctx, nil, &nats.Msg{Subject: "$JS.API.CONSUMER.CREATE." + s.cfg.Stream + "." + name, Data: body})
 	var r struct {
 		Error   *apiError `json:"error"`
 		Pending uint64    `json:"num_pending"`
@@ -104,8 +136,11 @@ func (t *tail) start(ctx context.Context, from uint64) error {
 		return fmt.Errorf("create consumer: %w", err)
 	}
 	t.sub, t.name, t.pending, t.consumed, t.heard = sub, name, r.Pending, 0, time.Now()
-	if !t.all && from == 0 {
-		t.seq = max(t.seq, r.Deliver.Stream)
+	switch {
+	case !t.all && from <= 1:
+		t.seq = r.Deliver.Stream
+	case from == 0:
+		t.seq = 0
 	}
 	return nil
 }
@@ -120,13 +155,7 @@ func (t *tail) run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			// A deletion is remembered for a while only. Whoever was away for long begins anew.
-			whole := t.all && (t.seq == 0 || time.Since(t.heard) > goneTTL/2)
-			from := t.seq + 1
-			if whole || t.seq == 0 {
-				from = 0
-			}
-			err := t.start(ctx, from)
+			whole, err := t.start(ctx)
 			if err == nil {
 				t.resumed(whole)
 				break

@@ -165,7 +165,7 @@ func (s *Store) reply(t store.Txn, done bool, rev int64, found map[string]entry)
 func (s *Store) write(ctx context.Context, t store.Txn, expect map[string]int64) (int64, error) {
 	msgs := s.messages(t, expect)
 	if len(msgs) == 1 {
-		return s.mux.publish(ctx, msgs...)
+		return s.publish(ctx, msgs...)
 	}
 	return s.group.do(ctx, msgs)
 }

@@ -71,9 +71,9 @@ func (w *watcher) begin(ctx context.Context) error {
 	filters := []string{s.prefixFilter(w.prefix)}
 	live := &tail{
 		store: s, filters: filters, handle: w.handle,
-		resumed: func(bool) { w.feed.Send(store.Change{Resync: true}) },
+		resumed: w.resumed,
 	}
-	if err := live.start(ctx, 0); err != nil {
+	if _, err := live.start(ctx); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -111,7 +111,7 @@ func (w *watcher) scan(ctx context.Context, filters []string) error {
 		}
 	}
 	t.idle = finish
-	if err := t.start(ctx, 0); err != nil {
+	if _, err := t.start(ctx); err != nil {
 		return err
 	}
 	defer t.drop()
@@ -128,6 +128,16 @@ func (w *watcher) scan(ctx context.Context, filters []string) error {
 		return store.ErrClosed
 	}
 	return errDisconnected
+}
+
+// resumed tells of the break. What would expire in a stream that is gone has gone with it.
+func (w *watcher) resumed(whole bool) {
+	if whole {
+		w.mu.Lock()
+		clear(w.mortal)
+		w.mu.Unlock()
+	}
+	w.feed.Send(store.Change{Resync: true})
 }
 
 // handle passes on one message of the stream.
@@ -185,7 +195,7 @@ func (w *watcher) expire() {
 			setGone(m)
 			m.Header.Set(headerExpect, strconv.Itoa(0))
 			// If it fails, the key is still there, or was written meanwhile: then the tail tells. Else it is tried again.
-			if _, err := w.store.mux.publish(w.ctx, m); err != nil && w.ctx.Err() == nil && !isConflict(err) {
+			if _, err := w.store.publish(w.ctx, m); err != nil && w.ctx.Err() == nil && !isConflict(err) {
 				w.store.cfg.Log.Debug("cannot write down an expiry", "err", err)
 			}
 		}
