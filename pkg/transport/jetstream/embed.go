@@ -42,10 +42,19 @@ type EmbedConfig struct {
 // Server is a NATS server inside this process. It handles no signals.
 type Server struct {
 	cfg  EmbedConfig
-	s    *server.Server
+	opts server.Options
+	log  *slog.Logger
 	lock *dirLock
 	once sync.Once
 	done chan struct{}
+	// What watches over the server; see Err.
+	stop    context.CancelFunc
+	watched chan struct{}
+	port    int // as configured, then as taken: it stays the same
+
+	mu      sync.Mutex
+	s       *server.Server // nil while there is none
+	trouble error
 }
 
 // Embed starts a server and returns when it takes connections.
@@ -62,14 +71,14 @@ func Embed(cfg EmbedConfig) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	opts := &server.Options{
+	opts := server.Options{
 		ServerName: "wasmsidecar", JetStream: true, StoreDir: cfg.Dir, NoSigs: true, DontListen: cfg.Listen == "",
 		JetStreamMaxMemory: cfg.MaxMemory, JetStreamMaxStore: cfg.MaxStore,
 		SyncInterval: 10 * time.Second, SyncAlways: cfg.SyncAlways,
 		Username: cfg.Username, Password: cfg.Password, Authorization: cfg.Token,
 	}
 	if cfg.Listen != "" {
-		if err := listenOn(opts, cfg); err != nil {
+		if err := listenOn(&opts, cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -80,20 +89,18 @@ func Embed(cfg EmbedConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS server: data directory %s: %w", cfg.Dir, err)
 	}
-	s, err := server.NewServer(opts)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("embedded NATS server: %w", err), lock.release())
+	e := &Server{
+		cfg: cfg, opts: opts, log: cfg.Log, lock: lock, port: opts.Port, done: make(chan struct{}), watched: make(chan struct{}),
 	}
-	log := &serverLog{log: cfg.Log.With("part", "nats-server"), lock: lock}
-	s.SetLoggerV2(log, false, false, false)
-	s.Start()
-	e := &Server{cfg: cfg, s: s, lock: lock, done: make(chan struct{})}
-	if !log.ready(s) || !s.JetStreamEnabled() {
-		err := fmt.Errorf("embedded NATS server: not ready: %s", log.last())
-		ctx, cancel := context.WithTimeout(context.Background(), embedTimeout)
-		defer cancel()
-		return nil, errors.Join(err, e.Shutdown(ctx))
+	if e.s, err = e.start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded NATS server: %w", e.full(err)), lock.release())
 	}
+	if addr, ok := e.s.Addr().(*net.TCPAddr); ok && cfg.Listen != "" {
+		e.port = addr.Port
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	go e.watch(ctx)
 	return e, nil
 }
 
@@ -130,22 +137,41 @@ func listenOn(opts *server.Options, cfg EmbedConfig) error {
 	return nil
 }
 
+// running is the server, nil while there is none.
+func (e *Server) running() *server.Server {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.s
+}
+
 // InProcess connects to the server without a network.
-func (e *Server) InProcess() nats.InProcessConnProvider { return e.s }
+func (e *Server) InProcess() nats.InProcessConnProvider { return inProcess{e} }
+
+// inProcess connects to the server that runs at the time.
+type inProcess struct{ e *Server }
+
+func (p inProcess) InProcessConn() (net.Conn, error) {
+	s := p.e.running()
+	if s == nil {
+		return nil, errors.Join(errors.New("the embedded NATS server is being started anew"), p.e.Err())
+	}
+	return s.InProcessConn()
+}
 
 // ConnectConfig is how this process connects to the server.
 func (e *Server) ConnectConfig() ConnectConfig {
 	return ConnectConfig{
-		InProcess: e.s, Username: e.cfg.Username, Password: e.cfg.Password, Token: e.cfg.Token, Name: "wasmsidecar", Log: e.cfg.Log,
+		InProcess: e.InProcess(), Username: e.cfg.Username, Password: e.cfg.Password, Token: e.cfg.Token, Name: "wasmsidecar", Log: e.cfg.Log,
 	}
 }
 
 // ClientURL is where clients outside the process connect to; "" when the server listens nowhere.
 func (e *Server) ClientURL() string {
-	if e.cfg.Listen == "" {
+	s := e.running()
+	if e.cfg.Listen == "" || s == nil {
 		return ""
 	}
-	return e.s.ClientURL()
+	return s.ClientURL()
 }
 
 // Shutdown stops the server, closes its files and unlocks the directory. When ctx ends first, that goes on without waiting.
@@ -153,10 +179,14 @@ func (e *Server) Shutdown(ctx context.Context) error {
 	e.once.Do(func() {
 		go func() {
 			defer close(e.done)
-			e.s.Shutdown()
-			e.s.WaitForShutdown()
+			e.stop()
+			<-e.watched
+			if s := e.running(); s != nil {
+				s.Shutdown()
+				s.WaitForShutdown()
+			}
 			if err := e.lock.release(); err != nil {
-				e.cfg.Log.Warn("unlock the data directory", "err", err)
+				e.log.Warn("unlock the data directory", "err", err)
 			}
 		}()
 	})

@@ -127,6 +127,9 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	start := time.Now()
+	if err := p.t.health(); err != nil {
+		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
+	}
 	if err := p.t.awaitConnection(ctx); err != nil {
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
 	}
@@ -170,6 +173,9 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 	case <-ctx.Done():
 		if denied := p.t.denials.explain(start, msgs[0].Subject); denied != nil {
 			return fmt.Errorf("publish to %q: %w", msgs[0].Subject, denied)
+		}
+		if known := p.t.health(); known != nil {
+			return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, known)
 		}
 		return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, ctx.Err())
 	}

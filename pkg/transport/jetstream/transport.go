@@ -60,6 +60,9 @@ type Config struct {
 	MaxAge time.Duration
 	// Lease is used where a SourceConfig names none; 0 means 30 s.
 	Lease time.Duration
+	// Health, which may be nil, says what keeps a server in this process from storing messages, nil where nothing does; see
+	// Server.Err. Nothing is stored while it returns an error.
+	Health func() error
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -184,9 +187,20 @@ func (t *Transport) Publisher() transport.Publisher { return t.pub }
 // Replier returns the publisher for Reply-To subjects. It writes without storing, except to subjects that a stream holds.
 func (t *Transport) Replier() transport.Publisher { return t.rep }
 
+// health says what keeps a server in this process from storing messages.
+func (t *Transport) health() error {
+	if t.cfg.Health == nil {
+		return nil
+	}
+	return t.cfg.Health()
+}
+
 // Ping asks JetStream for the account's state.
 func (t *Transport) Ping(ctx context.Context) error {
 	if err := t.open(); err != nil {
+		return err
+	}
+	if err := t.health(); err != nil {
 		return err
 	}
 	return t.api(ctx, "ask JetStream for the account", func(ctx context.Context) error {
@@ -275,6 +289,9 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
 		if denied := t.denials.explain(start, "$JS.API."); denied != nil {
 			return fmt.Errorf("%s: %w", doing, denied)
+		}
+		if known := t.health(); known != nil {
+			return fmt.Errorf("%s: %w", doing, known)
 		}
 	}
 	return fmt.Errorf("%s: %w", doing, classify(err))
