@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	natsjs "github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
@@ -58,7 +57,7 @@ var stores = map[string]func(context.Context, *connections) (store.Store, error)
 		if err != nil {
 			return nil, err
 		}
-		return natskv.Open(ctx, nc, natskv.Config{Stream: stateStream("wasmsidecar"), Log: c.log})
+		return natskv.Open(ctx, nc, natskv.Config{Stream: stateStream("wasmsidecar"), Health: c.server.Err, Log: c.log})
 	},
 	config.NATS: func(ctx context.Context, c *connections) (store.Store, error) {
 		nc, err := c.natsConn(ctx)
@@ -66,13 +65,9 @@ var stores = map[string]func(context.Context, *connections) (store.Store, error)
 			return nil, err
 		}
 		n := c.cfg.NATS
-		stream := stateStream(n.Group)
-		if !n.Create {
-			if err := streamExists(ctx, nc, stream); err != nil {
-				return nil, err
-			}
-		}
-		return natskv.Open(ctx, nc, natskv.Config{Stream: stream, Replicas: n.Replicas, Memory: n.Storage == "memory", Log: c.log})
+		return natskv.Open(ctx, nc, natskv.Config{
+			Stream: stateStream(n.Group), NoCreate: !n.Create, Replicas: n.Replicas, Memory: n.Storage == "memory", Log: c.log,
+		})
 	},
 	config.Redis: func(ctx context.Context, c *connections) (store.Store, error) {
 		client, err := c.redisClient()
@@ -94,19 +89,6 @@ func stateStream(name string) string {
 		}
 		return r
 	}, name)
-}
-
-// streamExists says what is missing where streams may not be made.
-func streamExists(ctx context.Context, nc *nats.Conn, name string) error {
-	js, err := natsjs.New(nc)
-	if err != nil {
-		return err
-	}
-	_, err = js.Stream(ctx, name)
-	if errors.Is(err, natsjs.ErrStreamNotFound) {
-		return fmt.Errorf("stream %q is missing and nats.create is false; make it, or set nats.create: %w", name, store.ErrUnsupported)
-	}
-	return err
 }
 
 // connect makes the connections of the transport without waiting for anybody to answer. Its errors are mistakes of the
@@ -172,7 +154,8 @@ func openEmbedded(ctx context.Context, c *connections) (transport.Transport, err
 		return nil, err
 	}
 	return jetstream.Open(ctx, jetstream.Config{
-		Conn: nc, Name: config.Embedded, Group: "wasmsidecar", CreateStreams: true, Replicas: 1, MaxAge: c.cfg.Embedded.MaxAge, Log: c.log,
+		Conn: nc, Name: config.Embedded, Group: "wasmsidecar", CreateStreams: true, Replicas: 1, MaxAge: c.cfg.Embedded.MaxAge,
+		Health: c.server.Err, Log: c.log,
 	})
 }
 

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -92,5 +95,54 @@ func TestNetworkCut(t *testing.T) {
 			}
 			l.noMore(l.dead, "dead letter", 200*time.Millisecond)
 		})
+	}
+}
+
+// A state stream that is deleted while jobs flow is made again, and every job that is sent afterwards has a result.
+func TestStateStreamDeleted(t *testing.T) {
+	t.Parallel()
+	head := fmt.Sprintf("transport: nats\nnats: {url: %q, group: %q}\n", natsURL(t), services.UniqueName(t))
+	l := open(t, head, ", lease: 3s", map[string]job.Runner{"m": job.RunnerFunc(func(_ context.Context, j *job.Job) (*job.Result, error) {
+		time.Sleep(5 * time.Millisecond)
+		return &job.Result{Body: j.Body}, nil
+	})})
+	nc, err := nats.Connect(natsURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := "WASM_STATE_" + l.cfg.NATS.Group
+	missing := map[string]bool{}
+	const jobs = 300
+	for i := range jobs {
+		if i == jobs/3 {
+			l.next(l.results, "the first result")
+			if err := js.DeleteStream(t.Context(), stream); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := fmt.Sprint("job", i)
+		if i >= jobs/3 {
+			missing[id] = true
+		}
+		l.submit(id, id)
+	}
+	for len(missing) > 0 {
+		m := l.next(l.results, fmt.Sprintf("a result; %d are missing", len(missing)))
+		if m.Header.Get("Wasm-Ok") != "true" {
+			t.Errorf("a job failed: %s", m.Body)
+		}
+		delete(missing, m.Header.Get("Wasm-Result-Of"))
+	}
+	l.noMore(l.dead, "dead letter", 200*time.Millisecond)
+	if _, err := js.Stream(t.Context(), stream); err != nil {
+		t.Errorf("the stream was not made again: %v", err)
+	}
+	if !strings.Contains(l.log.String(), "the store's stream was deleted and is made again") {
+		t.Error("the log does not say that outcomes are gone")
 	}
 }
