@@ -22,8 +22,7 @@ func (command) fits(exports []Func, hasMemory bool) error {
 func (command) reactor() bool { return false }
 
 func (command) run(ctx context.Context, in *instance, _ *host.Call) error {
-	_, err := in.call(ctx, abi.Start)
-	return err
+	return in.program(ctx)
 }
 
 // headerVars are the job's headers as environment variables, after CGI: HEADER_CONTENT_TYPE, and WASM_JOB_ID for what the

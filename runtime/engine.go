@@ -233,6 +233,7 @@ func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 			break
 		}
 		p.means = e.means()
+		p.freeze = m.abi == ABICommand && !cfg.Interpreter && !cfg.Env.Headers && p.means.freezes
 		return p, nil
 	case IsolationReuse:
 		if !m.driver.reactor() {

@@ -15,5 +15,19 @@ func Idle(m *Module) []int {
 	return jobs
 }
 
+// Frozen returns how many of those instances go on from where their program was frozen.
+func Frozen(m *Module) int {
+	n := 0
+	p := m.instances.(*pool)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, i := range p.idle {
+		if i.in.frozen != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // MaxCrashes is after how many crashes an instance is not used again.
 const MaxCrashes = maxCrashes

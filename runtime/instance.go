@@ -39,6 +39,11 @@ type instance struct {
 	values  [8]uint64
 	running bool // in a call
 
+	frozen  *frozen // where a program goes on in each job; nil: it begins
+	freezes bool    // it is to be frozen in this run
+	thawing bool    // it is about to go on
+	rebase  bool    // its memory is mapped from an older image
+
 	most    int64 // depth
 	shrinks bool  // the memory can be made smaller
 	jobs    int   // begun
@@ -69,6 +74,9 @@ func (in *instance) call(ctx context.Context, name string, args ...uint64) ([]ui
 	in.running = true
 	defer func() { in.running = false }()
 	in.depth.Set(uint64(in.most))
+	if in.thawing {
+		in.depth.Set(0) // the function asks at once what to do, being too deep
+	}
 	copy(in.values[:], args)
 	err := f.CallWithStack(ctx, in.values[:])
 	return in.values[:results], err
@@ -84,7 +92,12 @@ func (in *instance) function(name string) api.Function {
 	return f
 }
 
-func (in *instance) close() { _ = in.module.Close(context.Background()) }
+func (in *instance) close() {
+	_ = in.module.Close(context.Background())
+	if in.frozen != nil && in.frozen.own {
+		_ = in.frozen.at.image.close()
+	}
+}
 
 // instances hands out clean instances. What is behind it may make them anew or reset used ones; the drivers cannot tell.
 type instances interface {

@@ -49,6 +49,13 @@ func (m *meter) start(in *instance) {
 	in.fuel.Set(uint64(first))
 }
 
+// resume is start for a guest that goes on where it had burnt so much.
+func (m *meter) resume(in *instance, burnt int64) {
+	first := min(slice, m.budget-burnt)
+	m.in, m.reserve = in, m.budget-burnt-first
+	in.fuel.Set(uint64(first))
+}
+
 // burnt is what the guest has used since start.
 func (m *meter) burnt() uint64 {
 	if m.in == nil {
@@ -60,6 +67,9 @@ func (m *meter) burnt() uint64 {
 // refuel is called when the fuel granted or the depth is below zero. It returns once there is fuel again, or panics with a
 // *host.Stop.
 func (m *meter) refuel(ctx context.Context) {
+	if m.in.thawing {
+		m.in.thaw()
+	}
 	if int64(m.in.depth.Get()) < 0 {
 		panic(&host.Stop{Err: fmt.Errorf("%w: calls are nested more than %d deep (limits.depth)", ErrDepth, m.depth)})
 	}

@@ -45,12 +45,15 @@ type pool struct {
 	driver driver
 	means  means
 	reuse  bool // do not put anything back
+	freeze bool // programs go on from their first read of stdin, unless thawed
 	log    *slog.Logger
 	module string
 
 	mu      sync.Mutex
 	snap    *snapshot
-	refused bool // there can be no image: instances are for one job each
+	thawed  bool      // they cannot
+	halted  *snapshot // of the first program that was frozen
+	refused bool      // there can be no image: instances are for one job each
 	idle    []idler
 }
 
@@ -87,7 +90,8 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	}
 	in.jobs++
 	r.meter.start(in)
-	if snap != nil {
+	p.prepare(in, r)
+	if in.frozen == nil && snap != nil {
 		r.process.SetState(snap.state)
 		if in.function(abi.Reseed) != nil && !p.reuse {
 			if _, err := in.call(ctx, abi.Reseed); err != nil {
@@ -158,7 +162,14 @@ func (p *pool) put(in *instance, err error) {
 		p.mu.Lock()
 		snap := p.snap
 		p.mu.Unlock()
-		if err := in.reset(snap); err != nil {
+		back := in.reset
+		if in.frozen != nil {
+			snap = in.frozen.at
+		}
+		if in.rebase {
+			back, in.rebase = in.become, false
+		}
+		if err := back(snap); err != nil {
 			p.log.Debug("instance is not used again", "module", p.module, "err", err)
 			in.close()
 			return
@@ -192,12 +203,14 @@ func (p *pool) close() error {
 		i.in.close()
 	}
 	p.idle = nil
-	snap := p.snap
-	p.snap = nil
-	if snap == nil {
-		return nil
+	var errs []error
+	for _, snap := range []*snapshot{p.snap, p.halted} {
+		if snap != nil {
+			errs = append(errs, snap.image.close())
+		}
 	}
-	return snap.image.close()
+	p.snap, p.halted = nil, nil
+	return errors.Join(errs...)
 }
 
 // snapshot takes down what in is.

@@ -14,6 +14,7 @@ import (
 type means struct {
 	memories memories
 	shrinks  bool // memories that have grown can be made smaller
+	freezes  bool // programs can be stopped in a call and go on in another
 }
 
 // findMeans tests what resetting relies on and nothing documents, and takes the next best where a test fails.
@@ -30,6 +31,10 @@ func findMeans(onlyPortable bool, log *slog.Logger) means {
 	err := testShrink(m.memories)
 	if m.shrinks = err == nil; err != nil {
 		log.Warn("instances are not used again once their memory has grown", "err", err)
+	}
+	err = testFreeze()
+	if m.freezes = err == nil; err != nil {
+		log.Info("programs are run from their beginning for each job", "why", err)
 	}
 	return m
 }

@@ -66,6 +66,7 @@ type Call struct {
 	// Invoke calls an export of the guest, also while the guest waits for a host function. It must be set before Alloc is used.
 	Invoke func(ctx context.Context, export string, args ...uint64) ([]uint64, error)
 
+	used    bool // the guest has called a host function
 	ready   bool // false while the guest initializes: it has no job then
 	out     []byte
 	header  job.Header
@@ -87,6 +88,9 @@ func (c *Call) End() {
 	c.log.out.flush()
 	c.log.err.flush()
 }
+
+// Used says whether the guest has called a host function other than WASI's.
+func (c *Call) Used() bool { return c.used }
 
 // Output is what the guest has written so far. It is the caller's after End.
 func (c *Call) Output() []byte { return c.out }

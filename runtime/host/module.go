@@ -52,7 +52,9 @@ func Instantiate(ctx context.Context, rt wazero.Runtime, name string) error {
 	b := rt.NewHostModuleBuilder(name)
 	for _, f := range fs {
 		b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, stack []uint64) {
-			f.call(ctx, callOf(ctx), m, stack)
+			c := callOf(ctx)
+			c.used = true
+			f.call(ctx, c, m, stack)
 		}), f.params, f.results).WithName(f.name).Export(f.name)
 	}
 	if _, err := b.Instantiate(ctx); err != nil {

@@ -28,6 +28,7 @@ func (p *Process) now(clock uint32) (uint64, bool) {
 }
 
 func clockTimeGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	p.drew = true
 	t, ok := p.now(uint32(stack[0]))
 	if !ok {
 		return eINVAL
@@ -79,6 +80,7 @@ type waiting struct {
 // nothing is. Streams are always ready. When ctx ends while it waits the guest is stopped, which would otherwise take the time
 // for passed.
 func pollOneoff(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	p.acted = true
 	n := uint32(stack[2])
 	if n == 0 || n > maxSubscriptions {
 		return eINVAL

@@ -32,12 +32,27 @@ func (v *vectors) next() (b []byte, more, ok bool) {
 	return b, true, ok
 }
 
+// Read is a guest's call of fd_read.
+type Read struct{ fd, iovs, n, result uint64 }
+
+// Read serves a read that the guest waits for, and returns what fd_read returns.
+func (p *Process) Read(m api.Memory, r Read) uint64 { return uint64(p.serve(m, r)) }
+
 // fdRead is fd_read(fd, iovs, n, result).
-func fdRead(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
-	if fd := uint32(stack[0]); fd != 0 || !p.open(fd) {
+func fdRead(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	r := Read{stack[0], stack[1], stack[2], stack[3]}
+	if before := p.BeforeRead; before != nil {
+		p.BeforeRead = nil
+		before(ctx, r)
+	}
+	return p.serve(m, r)
+}
+
+func (p *Process) serve(m api.Memory, r Read) errno {
+	if fd := uint32(r.fd); fd != 0 || !p.open(fd) {
 		return eBADF
 	}
-	v, ok := vectorsAt(m, stack[1], stack[2])
+	v, ok := vectorsAt(m, r.iovs, r.n)
 	if !ok {
 		return eFAULT
 	}
@@ -52,7 +67,7 @@ func fdRead(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
 		}
 		read += copy(b, p.Stdin[read:])
 	}
-	if !m.WriteUint32Le(uint32(stack[3]), uint32(read-p.read)) {
+	if !m.WriteUint32Le(uint32(r.result), uint32(read-p.read)) {
 		return eFAULT
 	}
 	p.read = read
@@ -61,6 +76,7 @@ func fdRead(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
 
 // fdWrite is fd_write(fd, iovs, n, result).
 func fdWrite(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	p.acted = true
 	fd := uint32(stack[0])
 	if fd == 0 || !p.open(fd) {
 		return eBADF

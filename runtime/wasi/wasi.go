@@ -31,9 +31,20 @@ type Process struct {
 	Stderr io.Writer // the same
 	Start  time.Time // where the monotonic clock begins; the same for all jobs of a guest
 
+	// BeforeRead is called once, before the guest first reads from stdin; may be nil. r is the read that is about to be.
+	BeforeRead func(ctx context.Context, r Read)
+
 	state State
 	read  int // how much of Stdin was read
+	acted bool
+	drew  bool
 }
+
+// Acted says whether the guest has written anything or asked what there is to read.
+func (p *Process) Acted() bool { return p.acted }
+
+// Drew says whether the guest has asked for the time or for random numbers.
+func (p *Process) Drew() bool { return p.drew }
 
 // State is what a guest may change about its Process. The zero State is that of a new Process.
 type State struct {
@@ -204,7 +215,8 @@ func schedYield(context.Context, *Process, api.Memory, []uint64) errno {
 	return eOK
 }
 
-func randomGet(_ context.Context, _ *Process, m api.Memory, stack []uint64) errno {
+func randomGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	p.drew = true
 	b, ok := m.Read(uint32(stack[0]), uint32(stack[1]))
 	if !ok {
 		return eFAULT

@@ -244,6 +244,67 @@ func TestReadAndWrite(t *testing.T) {
 	}
 }
 
+// Whoever wants to know is told of the first read, before it is served, and can serve it again.
+func TestBeforeRead(t *testing.T) {
+	t.Parallel()
+	m := instantiate(t)
+	mem := m.Memory()
+	var told []Read
+	p := &Process{Stdin: []byte("first")}
+	p.BeforeRead = func(_ context.Context, r Read) { told = append(told, r) }
+	if e := call(t, m, p, "fd_fdstat_get", 0, 100); e != eOK || len(told) > 0 {
+		t.Errorf("errno %d, told %v before a read", e, told)
+	}
+	n := iovecs(m, 1000, 100)
+	for range 2 {
+		if e := call(t, m, p, "fd_read", 0, 0, n, 5000); e != eOK {
+			t.Error(e)
+		}
+	}
+	if len(told) != 1 || told[0] != (Read{0, 0, n, 5000}) {
+		t.Fatalf("told of %v", told)
+	}
+	again := &Process{Stdin: []byte("second")}
+	if e := again.Read(mem, told[0]); e != uint64(eOK) {
+		t.Error(e)
+	}
+	if b, _ := mem.Read(1000, 6); string(b) != "second" {
+		t.Errorf("read %q", b)
+	}
+	if n, _ := mem.ReadUint32Le(5000); n != 6 {
+		t.Errorf("read %d bytes", n)
+	}
+}
+
+// What a guest did before it read is known.
+func TestActedAndDrew(t *testing.T) {
+	t.Parallel()
+	m := instantiate(t)
+	m.Memory().Write(0, subscription(1, onRead, 0, 0, 0))
+	for _, tt := range []struct {
+		name        string
+		args        []uint64
+		acted, drew bool
+	}{
+		{"fd_write", []uint64{1, 0, 1, 5000}, true, false},
+		{"fd_write", []uint64{7, 0, 1, 5000}, true, false},
+		{"poll_oneoff", []uint64{0, 100, 1, 200}, true, false},
+		{"random_get", []uint64{5000, 4}, false, true},
+		{"clock_time_get", []uint64{0, 0, 5000}, false, true},
+		{"fd_read", []uint64{0, 0, 0, 5000}, false, false},
+		{"fd_fdstat_get", []uint64{0, 5000}, false, false},
+		{"fd_close", []uint64{2}, false, false},
+		{"args_sizes_get", []uint64{5000, 5004}, false, false},
+		{"environ_sizes_get", []uint64{5000, 5004}, false, false},
+	} {
+		p := &Process{}
+		call(t, m, p, tt.name, tt.args...)
+		if p.Acted() != tt.acted || p.Drew() != tt.drew {
+			t.Errorf("%s: acted %t, drew %t; want %t, %t", tt.name, p.Acted(), p.Drew(), tt.acted, tt.drew)
+		}
+	}
+}
+
 // A closed stream stays closed, and a new Process has it open again unless it is told otherwise.
 func TestState(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,121 @@
+package runtime_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/examples/guests"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime"
+)
+
+// A program that was frozen answers each job as one that was begun for it does, burns the same fuel, and is none the worse for
+// jobs that failed.
+func TestFrozen(t *testing.T) {
+	t.Parallel()
+	for _, portable := range []bool{false, true} {
+		t.Run(fmt.Sprintf("portable %t", portable), func(t *testing.T) {
+			t.Parallel()
+			e, _ := open(t, func(c *runtime.Config) { c.Portable = portable })
+			m := load(t, e, "frost")
+			begun := load(t, e, "frost", func(c *runtime.ModuleConfig) { c.Isolation = runtime.IsolationFresh })
+			interpreted := load(t, e, "frost", func(c *runtime.ModuleConfig) { c.Interpreter = true })
+			inputs := []string{
+				"hello", "", "x", strings.Repeat("long ", 5000), "!trap", "after", "!exit65", "after", "!exit0", "!deep", "after", "!grow", "after",
+				"!loop", "after", strings.Repeat("y", 100_000),
+			}
+			for round := range 5 {
+				for _, in := range inputs {
+					j := newJob(in)
+					if in == "!loop" {
+						j.Timeout = 50 * time.Millisecond
+					}
+					want, wantErr := begun.Run(t.Context(), j)
+					for _, m := range []*runtime.Module{m, interpreted} {
+						got, err := m.Run(t.Context(), j)
+						switch {
+						case job.KindOf(err) != job.KindOf(wantErr):
+							t.Fatalf("round %d, %.20q: %v, want %v", round, in, err, wantErr)
+						case err == nil && (string(got.Body) != string(want.Body) || got.Fuel != want.Fuel):
+							t.Fatalf("round %d, %.20q: %.60q for %d, want %.60q for %d", round, in, got.Body, got.Fuel, want.Body, want.Fuel)
+						}
+					}
+				}
+			}
+			if n := runtime.Frozen(m); n != 1 {
+				t.Errorf("%d instances are frozen, want 1", n)
+			}
+			if n := runtime.Frozen(interpreted); n != 0 {
+				t.Errorf("%d interpreted instances are frozen", n)
+			}
+		})
+	}
+}
+
+// Many at once, each with its own input, some of them broken off in the middle.
+func TestFrozenConcurrent(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := load(t, e, "frost")
+	var wg sync.WaitGroup
+	for g := range 16 {
+		wg.Go(func() {
+			for i := range 50 {
+				in := fmt.Sprintf("job %d of %d", i, g)
+				if i%10 == 9 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+					_, _ = m.Run(ctx, newJob("!loop"))
+					cancel()
+				}
+				if r, err := m.Run(t.Context(), newJob(in)); err != nil || !strings.HasSuffix(string(r.Body), " "+in) || r.Body[0] != '1' {
+					t.Errorf("%q: %v, %v", in, r, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := runtime.Frozen(m); n == 0 || n != len(runtime.Idle(m)) {
+		t.Errorf("%d of %d instances are frozen", n, len(runtime.Idle(m)))
+	}
+}
+
+// A program that does anything before its first read which one job would see and the next would not, begins for each.
+func TestNotFrozen(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	tests := []struct {
+		name   string
+		wasm   []byte
+		change func(*runtime.ModuleConfig)
+		why    string
+	}{
+		{"frost-early", guests.Bytes("frost"), func(c *runtime.ModuleConfig) { c.Args = []string{"print"} }, "does something before"},
+		{"frost-random", guests.Bytes("frost"), func(c *runtime.ModuleConfig) { c.Args = []string{"random"} }, "draws random numbers before"},
+		{"frost-clock", guests.Bytes("frost"), func(c *runtime.ModuleConfig) { c.Args = []string{"clock"} }, "reads the clock"},
+		{"frost-headers", guests.Bytes("frost"), func(c *runtime.ModuleConfig) { c.Env.Headers = true }, ""},
+		{"exit3", guests.Bytes("exit3"), nil, ""},
+	}
+	for _, tt := range tests {
+		m := loadBytes(t, e, tt.name, tt.wasm, func(c *runtime.ModuleConfig) {
+			if tt.change != nil {
+				tt.change(c)
+			}
+		})
+		for _, in := range []string{"one", "two"} {
+			if r, err := m.Run(t.Context(), newJob(in)); tt.name != "exit3" && (err != nil || !strings.HasSuffix(string(r.Body), " "+in)) {
+				t.Errorf("%s: %v, %v", tt.name, r, err)
+			}
+		}
+		if n := runtime.Frozen(m); n != 0 && tt.name != "exit3" {
+			t.Errorf("%s is frozen", tt.name)
+		}
+		if tt.why != "" && !strings.Contains(l.String(), tt.why) {
+			t.Errorf("%s: the log does not say why: %s", tt.name, l)
+		}
+	}
+}
