@@ -63,7 +63,12 @@ func (in *instance) call(ctx context.Context, name string, args ...uint64) ([]ui
 	if f == nil {
 		return nil, errNoExport(name)
 	}
-	results := len(f.Definition().ResultTypes())
+	d := f.Definition()
+	results := len(d.ResultTypes())
+	if params := len(d.ParamTypes()); params != len(args) || results > len(in.values) {
+		return nil, &host.Fault{Kind: job.KindTrap, Text: fmt.Sprintf("export %s takes %d parameters and returns %d results; it is called with %d",
+			name, params, results, len(args))}
+	}
 	if in.running {
 		left, values := in.depth.Get(), make([]uint64, max(results, len(args)))
 		copy(values, args)

@@ -35,6 +35,7 @@ const (
 const (
 	maxJobs    = 100_000
 	maxCrashes = 64
+	maxIdle    = 64          // that wait already
 	idleFor    = time.Minute // for which it was not needed
 )
 
@@ -178,7 +179,7 @@ func (p *pool) put(in *instance, err error) {
 	now := time.Now()
 	var old *instance
 	p.mu.Lock()
-	if len(p.idle) > 0 && now.Sub(p.idle[0].since) > idleFor {
+	if len(p.idle) > 0 && (len(p.idle) >= maxIdle || now.Sub(p.idle[0].since) > idleFor) {
 		old = p.idle[0].in
 		p.idle = append(p.idle[:0], p.idle[1:]...)
 	}
@@ -222,6 +223,9 @@ func (in *instance) snapshot(by memories) (*snapshot, error) {
 	var b []byte
 	if in.memory != nil {
 		mem := in.module.Memory()
+		if pages, _ := mem.Grow(0); pages >= maxPages { // whose number of bytes is none
+			return nil, errors.New("it has all the memory there can be")
+		}
 		b, _ = mem.Read(0, mem.Size())
 		if len(b) > by.most() {
 			return nil, fmt.Errorf("it has %s of memory; this system can put back %s", size(int64(len(b))), size(int64(by.most())))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/examples/guests"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
 
 // with returns a module whose instances are reset by m, and what its engine logs.
@@ -110,6 +111,34 @@ func TestIdleInstancesGo(t *testing.T) {
 	stains(t, m, 0)
 	if idle := Idle(m); len(idle) != 1 || idle[0] != 2 || !old.module.IsClosed() {
 		t.Errorf("instances %v, want the busy one only", idle)
+	}
+}
+
+// However many instances there were at once, only some wait for further jobs.
+func TestIdleInstancesAreBounded(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
+	p := m.instances.(*pool)
+	var used []*instance
+	for range maxIdle + 5 {
+		c := host.NewCall(m.grants, &job.Job{ID: "1"})
+		r := &run{call: c, process: m.around.process(c), meter: newMeter(m.limits, time.Time{})}
+		in, err := p.get(r.context(t.Context()), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used = append(used, in)
+	}
+	for _, in := range used {
+		p.put(in, nil)
+	}
+	if idle := Idle(m); len(idle) != maxIdle {
+		t.Errorf("%d instances wait, want %d", len(idle), maxIdle)
+	}
+	for i, in := range used {
+		if in.module.IsClosed() != (i < 5) {
+			t.Errorf("instance %d is closed: %t", i, i >= 5)
+		}
 	}
 }
 

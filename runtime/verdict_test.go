@@ -142,6 +142,31 @@ func TestStoppedFromOutside(t *testing.T) {
 	}
 }
 
+// An export that is called by name and has another type than it should have is the guest's fault, and is not called.
+func TestExportOfAnotherType(t *testing.T) {
+	t.Parallel()
+	const functions, exports = "\x03\x02\x00\x01", "\x07\x02\x06handle\x00\x00\x0b_initialize\x00\x01"
+	nine := strings.Repeat("\x7f", 9)
+	tests := []struct {
+		name string
+		wasm []byte
+		text string
+	}{
+		{"parameter", moduleOf("\x01\x02\x60\x00\x00\x60\x01\x7f\x00", functions, exports, "\x0a\x02\x02\x00\x0b\x02\x00\x0b"), "takes 1 parameters"},
+		{
+			"results",
+			moduleOf("\x01\x02\x60\x00\x00\x60\x00\x09"+nine, functions, exports, "\x0a\x02\x02\x00\x0b\x14\x00"+strings.Repeat("\x41\x00", 9)+"\x0b"),
+			"returns 9 results",
+		},
+	}
+	e, _ := open(t)
+	for _, tt := range tests {
+		m := loadBytes(t, e, tt.name, tt.wasm)
+		_, err := m.Run(t.Context(), newJob(""))
+		wantKind(t, err, job.KindTrap, "export _initialize", tt.text)
+	}
+}
+
 // The time limit holds before handle too.
 func TestStartThatLoops(t *testing.T) {
 	t.Parallel()
