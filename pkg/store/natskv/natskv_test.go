@@ -16,7 +16,7 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, services.ServerLeaks()...) }
 
 // opened is a store that knows how it was opened, so that a second one can be opened on the same data.
 type opened struct {

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"go.uber.org/goleak"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -17,7 +18,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		child()
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, services.ServerLeaks()...)
 }
 
 // within is how long a test waits for what must come; a busy machine is slow.
