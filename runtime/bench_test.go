@@ -45,9 +45,10 @@ func BenchmarkIsolation(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer end(b, e)
-			for _, level := range []runtime.Isolation{runtime.IsolationFresh, runtime.IsolationReset, runtime.IsolationReuse} {
-				if level == runtime.IsolationReuse && (g.name == "upper-c" || g.name == "upper-go") {
-					continue // a program runs once
+			for _, level := range []runtime.Isolation{runtime.IsolationFresh, runtime.IsolationReset, runtime.IsolationFrozen, runtime.IsolationReuse} {
+				program := g.name == "upper-c" || g.name == "upper-go"
+				if level == runtime.IsolationReuse && program || level == runtime.IsolationFrozen && !program {
+					continue
 				}
 				b.Run(string(level), func(b *testing.B) {
 					m := loadBytes(b, e, g.name, wasm, func(c *runtime.ModuleConfig) { c.Isolation = level })

@@ -227,13 +227,27 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 	p := &pool{code: m.code, driver: m.driver, log: e.cfg.Log, module: m.name}
 	switch cfg.Isolation {
-	case "", IsolationReset:
+	case "", IsolationReset, IsolationFrozen:
+		if cfg.Isolation == IsolationFrozen && m.abi != ABICommand {
+			return nil, fmt.Errorf("isolation: only programs can be frozen, and this module's abi is %s; want reset", m.abi)
+		}
 		if why := m.unfit(); why != "" {
 			e.cfg.Log.Info("module cannot be reset; each job has an instance of its own", "module", m.name, "why", why)
 			break
 		}
 		p.means = e.means()
-		p.freeze = m.abi == ABICommand && !cfg.Interpreter && !cfg.Env.Headers && p.means.freezes
+		p.draws = cfg.Isolation == IsolationFrozen
+		switch {
+		case m.abi != ABICommand:
+		case !p.means.freezes:
+			p.thaw(errors.New("this system cannot stop a call and go on in another"))
+		case cfg.Interpreter:
+			p.thaw(errors.New("it is interpreted"))
+		case cfg.Env.Headers:
+			p.thaw(errors.New("it may have seen the job's headers (env.headers) when it first reads"))
+		default:
+			p.freeze = true
+		}
 		return p, nil
 	case IsolationReuse:
 		if !m.driver.reactor() {
@@ -243,7 +257,7 @@ func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 		return p, nil
 	case IsolationFresh:
 	default:
-		return nil, fmt.Errorf("unknown isolation %q; want reset, fresh or reuse", cfg.Isolation)
+		return nil, fmt.Errorf("unknown isolation %q; want reset, frozen, fresh or reuse", cfg.Isolation)
 	}
 	return &fresh{code: m.code, driver: m.driver}, nil
 }

@@ -29,5 +29,8 @@ func Frozen(m *Module) int {
 	return n
 }
 
+// RaceEnabled says whether the race detector watches.
+const RaceEnabled = raceEnabled
+
 // MaxCrashes is after how many crashes an instance is not used again.
 const MaxCrashes = maxCrashes

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"reflect"
 
 	"github.com/tetratelabs/wazero"
@@ -18,7 +19,7 @@ import (
 // A program that reads its job from stdin does the same up to its first read, whatever the job. There it is frozen: its memory,
 // its globals and its call stack are kept, and each job after the first goes on from there with another stdin. That is done
 // only when the program has done nothing before that anybody could notice: no output, no call of a host function, no look at
-// the clock and no random number, which would be the same for many jobs.
+// the clock and no random number, which would be the same for many jobs. With IsolationFrozen the last two do not matter.
 
 // frozen is where a program goes on.
 type frozen struct {
@@ -45,13 +46,26 @@ func (p *pool) prepare(in *instance, r *run) {
 	if in.freezes {
 		r.process.BeforeRead = func(ctx context.Context, read wasi.Read) {
 			if err := p.halt(ctx, in, r, read); err != nil {
-				p.log.Debug("program runs from its beginning for each job", "module", p.module, "why", err)
-				p.mu.Lock()
-				p.thawed = true
-				p.mu.Unlock()
+				p.thaw(err)
 			}
 		}
 	}
+}
+
+// thaw says that programs are run from their beginning from now on, once, and louder where that is not as configured.
+func (p *pool) thaw(why error) {
+	p.mu.Lock()
+	first := !p.thawed
+	p.thawed = true
+	p.mu.Unlock()
+	if !first {
+		return
+	}
+	level := slog.LevelDebug
+	if p.draws {
+		level = slog.LevelInfo
+	}
+	p.log.Log(context.Background(), level, "program runs from its beginning for each job", "module", p.module, "why", why)
 }
 
 // program runs a program, or the rest of a frozen one.
@@ -69,7 +83,7 @@ func (p *pool) halt(ctx context.Context, in *instance, r *run, read wasi.Read) e
 	switch {
 	case r.process.Acted() || r.call.Used():
 		return errors.New("it does something before it reads its job")
-	case r.process.Drew():
+	case r.process.Drew() && !p.draws:
 		return errors.New("it reads the clock or draws random numbers before it reads its job")
 	}
 	f := &frozen{read: read, depth: in.depth.Get(), burnt: int64(r.meter.burnt())}

@@ -84,6 +84,71 @@ func TestFrozenConcurrent(t *testing.T) {
 	}
 }
 
+// Where it is asked for, a program is frozen that has drawn random numbers or looked at the clock.
+func TestFrozenThatDrew(t *testing.T) {
+	t.Parallel()
+	e, l := open(t)
+	frozen := func(args ...string) func(*runtime.ModuleConfig) {
+		return func(c *runtime.ModuleConfig) { c.Isolation, c.Args = runtime.IsolationFrozen, args }
+	}
+	for _, what := range []string{"random", "clock"} {
+		m := load(t, e, "frost", frozen(what))
+		for _, in := range []string{"one", "!trap", "two", "!exit0", "three"} {
+			r, err := m.Run(t.Context(), newJob(in))
+			if in[0] != '!' && (err != nil || string(r.Body) != "1 "+in) {
+				t.Errorf("%s: %v, %v; want 1 %s", what, r, err, in)
+			}
+		}
+		if n := runtime.Frozen(m); n != 1 {
+			t.Errorf("%s: %d instances are frozen, want 1", what, n)
+		}
+	}
+	if s := l.String(); strings.Contains(s, "from its beginning") {
+		t.Errorf("log: %s", s)
+	}
+	load(t, e, "frost", frozen("print"))
+	for name, change := range map[string]func(*runtime.ModuleConfig){
+		"it is interpreted": func(c *runtime.ModuleConfig) { c.Interpreter = true },
+		"env.headers":       func(c *runtime.ModuleConfig) { c.Env.Headers = true },
+	} {
+		m := load(t, e, "frost", frozen(), change)
+		if r, err := m.Run(t.Context(), newJob("x")); err != nil || string(r.Body) != "1 x" {
+			t.Errorf("%s: %v, %v", name, r, err)
+		}
+		if !strings.Contains(l.String(), name) {
+			t.Errorf("the log does not say %q: %s", name, l)
+		}
+	}
+	_, err := e.Load(t.Context(), runtime.ModuleConfig{Name: "echo", Wasm: guests.Bytes("echo"), Isolation: runtime.IsolationFrozen})
+	wantKind(t, err, job.KindInvalid, "only programs can be frozen")
+}
+
+// A Go program that is frozen goes on with its goroutines and its heap as they were, and with the memory it takes meanwhile.
+func TestFrozenGo(t *testing.T) {
+	t.Parallel()
+	if runtime.RaceEnabled {
+		return // the race detector makes the compiler take a minute, and what is compiled is not checked by it
+	}
+	e, _ := open(t)
+	m := loadBytes(t, e, "upper-go", guests.BuildGo(t, "upper-go"), func(c *runtime.ModuleConfig) { c.Isolation = runtime.IsolationFrozen })
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 100 {
+				in := strings.Repeat(fmt.Sprintf("job %d of %d ", i, g), 1+i%50*100)
+				if r, err := m.Run(t.Context(), newJob(in)); err != nil || string(r.Body) != strings.ToUpper(in) {
+					t.Errorf("job %d of %d: %v", i, g, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := runtime.Frozen(m); n == 0 || n != len(runtime.Idle(m)) {
+		t.Errorf("%d of %d instances are frozen", n, len(runtime.Idle(m)))
+	}
+}
+
 // A program that does anything before its first read which one job would see and the next would not, begins for each.
 func TestNotFrozen(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,10 @@ const (
 	// the first. A guest cannot tell it from IsolationFresh, except that what _initialize drew (random seeds, the time) is drawn
 	// once; a module that cannot be reset runs fresh. The empty Isolation means the same.
 	IsolationReset Isolation = "reset"
+	// IsolationFrozen is IsolationReset for programs that cost much to start: they go on from their first read of stdin in each
+	// job even if they have looked at the clock or drawn random numbers by then (as Go programs do when they start), so that
+	// seeds of theirs are the same for many jobs. Random numbers that they draw thereafter are not.
+	IsolationFrozen Isolation = "frozen"
 	// IsolationFresh: each job has an instance that is made for it.
 	IsolationFresh Isolation = "fresh"
 	// IsolationReuse: instances are used again as the last job left them, unless it crashed. For guests that are trusted to keep
@@ -47,6 +51,7 @@ type pool struct {
 	means  means
 	reuse  bool // do not put anything back
 	freeze bool // programs go on from their first read of stdin, unless thawed
+	draws  bool // what they have drawn by then does not matter
 	log    *slog.Logger
 	module string
 

@@ -156,8 +156,9 @@ type Module struct {
 	Config map[string]string `yaml:"config" hide:"env"` // handed to the guest
 	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm"`
 	Engine string            `yaml:"engine" enum:"compiler|interpreter"`
-	// Isolation is what separates jobs: instances that are reset after each, or made for each, or used again as they are.
-	Isolation string   `yaml:"isolation" enum:"reset|fresh|reuse"`
+	// Isolation is what separates jobs: instances that are reset after each (frozen: and programs go on from their first read
+	// whatever they did before), or made for each, or used again as they are.
+	Isolation string   `yaml:"isolation" enum:"reset|frozen|fresh|reuse"`
 	Limits    Limits   `yaml:"limits"`
 	Allow     Allow    `yaml:"allow"`
 	Env       Env      `yaml:"env"`
