@@ -130,6 +130,7 @@ func (in *instance) thaw() {
 	in.thawing = false
 	f := in.frozen
 	in.depth.Set(f.depth)
+	f.run.meter.resume(in, f.burnt) // what the beginning has burnt again does not count
 	f.stack.restore(f.run.process.Read(in.module.Memory(), f.read))
 }
 
