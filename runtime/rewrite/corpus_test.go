@@ -111,8 +111,8 @@ func behave(t testing.TB, h *host, wasm []byte) (out []string) {
 		}
 	}
 	if mem := m.Memory(); !reflect.ValueOf(mem).IsNil() {
-		b, _ := mem.Read(0, mem.Size())
-		out = append(out, fmt.Sprintf("memory %d %x", len(b), sum(b)))
+		b, _ := mem.Read(0, min(mem.Size(), 1<<20)) // to look at is to take it from the machine
+		out = append(out, fmt.Sprintf("memory %d %x", mem.Size(), sum(b)))
 	}
 	if h.rw != nil {
 		h.ended = h.burnt()
@@ -143,6 +143,9 @@ func TestFuzzCorpus(t *testing.T) {
 		t.Fatalf("%d modules: %v", len(files), err)
 	}
 	for _, file := range files {
+		if raceEnabled && filepath.Base(file) == "733.wasm" {
+			continue // fills 2 GB, to which the race detector adds 8
+		}
 		for name, cfg := range engines() {
 			t.Run(strings.TrimSuffix(filepath.Base(file), ".wasm")+"/"+name, func(t *testing.T) {
 				wasm, err := os.ReadFile(file)
