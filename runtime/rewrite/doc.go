@@ -4,8 +4,8 @@
 // # What is added
 //
 //   - Fuel: an exported mutable i64. Every basic block subtracts the number of its instructions when it is entered; block, loop,
-//     else, end and nop are free. Where the count could otherwise go on for ever - at function entries and loop heads - and
-//     before operations whose cost is in an operand, fuel below zero calls the host function refuel.
+//     else, end and nop are free. Where code could otherwise run on - at function entries, loop heads and in very long
+//     functions - and where a cost is in an operand, fuel below zero calls the host function refuel.
 //   - Depth: an exported mutable i64. A function that calls others subtracts one, and one more for every 16 values its frame can
 //     hold, and gives it back however it returns. Below zero it calls refuel too.
 //   - An export for every mutable global, so that the host can put it back.
@@ -16,8 +16,10 @@
 // memory.copy, memory.fill and memory.init cost one more per eight bytes, operations on table elements one more per element,
 // memory.grow [GrowCost] per page and table.grow one per element where the growth is within the limits, and a call of an
 // imported function [HostCallCost]. Host functions whose work depends on their arguments subtract what they cost from the fuel
-// global. A block that traps has been paid for in full; a run without a trap pays for exactly what it executed. The same
-// module with the same input burns the same fuel on every engine and machine.
+// global. A run without a trap pays for exactly what it executed, and the same module with the same input burns the same fuel on
+// every engine and machine. Functions keep fuel in a local between calls: whatever is called, refuel included, sees what is
+// left, but after a trap the global may lack what the function that trapped burnt since it was entered, called another one or
+// was refuelled. That is at most what was granted last.
 //
 // # What is kept
 //

@@ -1,6 +1,7 @@
 package rewrite_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -104,11 +105,17 @@ func FuzzRewrite(f *testing.F) {
 			}
 			return
 		}
+		if bytes.Contains(wasm, []byte("\x04name")) && !bytes.Contains(out.Wasm, []byte("\x04name")) {
+			return // wazero sets aside as much memory as a malformed name section says that it has names
+		}
 		ctx := context.Background()
 		rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
 		defer func() { _ = rt.Close(ctx) }()
 		_, plain := rt.CompileModule(ctx, wasm)
 		_, rewritten := rt.CompileModule(ctx, out.Wasm)
+		if plain != nil && rewritten == nil && strings.Contains(plain.Error(), "custom") {
+			return // wazero refuses malformed name sections, which the specification would ignore, and empty ones at the end
+		}
 		if (plain == nil) != (rewritten == nil) {
 			t.Fatalf("plain: %v, rewritten: %v", plain, rewritten)
 		}

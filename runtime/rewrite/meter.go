@@ -4,7 +4,7 @@ package rewrite
 type meter struct {
 	m           *module
 	fuel, depth uint32 // global indexes
-	check       uint32 // function index in the result
+	refuel      uint32 // function index in the result
 	funcs       func(uint32) uint32
 	types       map[string]uint32 // block types () -> results by the results
 	maxMemory   uint32            // pages
@@ -20,18 +20,19 @@ type meter struct {
 func (w *meter) function(r *reader, p *plan, t funcType, groups uint32, decls []byte) []byte {
 	w.out, w.plan = make([]byte, 0, 2*(r.end-r.pos)+48), p
 	w.locals(groups, decls)
-	entry := p.regions[0]
 	if p.calls {
-		w.prologue(entry)
-	} else {
-		w.charge(entry)
+		w.prologue()
 	}
-	if p.calls && p.wrapped {
+	w.charge(p.regions[0], true)
+	if p.wraps() {
 		w.out = appendSigned(appendOp(w.out, opBlock), w.blockType(t.results))
 		w.body(r, true)
 		w.out = appendOp(w.out, opEnd)
 	} else {
 		w.body(r, false)
+	}
+	if p.cached() {
+		w.store()
 	}
 	if p.calls {
 		w.epilogue()
@@ -43,12 +44,13 @@ func (w *meter) function(r *reader, p *plan, t funcType, groups uint32, decls []
 func (w *meter) locals(groups uint32, decls []byte) {
 	next := w.plan.locals
 	var i64s, i32s uint32
-	if w.plan.checks || w.plan.calls {
+	if w.plan.checks || w.plan.cached() {
 		w.spent, i64s = next, 1
 		next++
 	}
 	if w.plan.calls {
-		w.left, i64s = next, 2
+		w.left = next
+		i64s++
 		next++
 	}
 	if w.plan.bulk {
@@ -97,9 +99,17 @@ func (w *meter) body(r *reader, wrapped bool) {
 			w.local(opLocalTee, w.size)
 			w.dynamic(opI64ShrU, 0)
 		}
+		leaves := w.plan.cached() && (in.op == opCall || in.op == opCallIndirect || in.op == opUnreachable)
+		if leaves {
+			w.store()
+		}
 		w.out = appendInstr(w.out, &in)
+		if leaves && in.op != opUnreachable {
+			w.global(opGlobalGet, w.fuel)
+			w.local(opLocalSet, w.spent)
+		}
 		if len(regions) > 0 && regions[0].pos == r.pos {
-			w.charge(regions[0])
+			w.charge(regions[0], false)
 			regions = regions[1:]
 		}
 	}
@@ -111,50 +121,77 @@ func (w *meter) i64(n int64)                  { w.out = appendSigned(appendOp(w.
 func (w *meter) begin(op opcode)              { w.out = appendSigned(appendOp(w.out, op), blockEmpty) }
 func (w *meter) global(op opcode, idx uint32) { w.out = appendU32(appendOp(w.out, op), idx) }
 
-// charge subtracts a region's cost.
-func (w *meter) charge(g region) {
-	if g.cost == 0 && !g.check {
+// load pushes the fuel that is left, from the local if it is there.
+func (w *meter) load(cached bool) {
+	if cached {
+		w.local(opLocalGet, w.spent)
 		return
 	}
 	w.global(opGlobalGet, w.fuel)
+}
+
+// store writes the local back for others to see.
+func (w *meter) store() {
+	w.local(opLocalGet, w.spent)
+	w.global(opGlobalSet, w.fuel)
+}
+
+// charge subtracts a region's cost.
+func (w *meter) charge(g region, entry bool) {
+	cached := w.plan.cached()
+	if g.cost == 0 && !g.check && !(cached && entry) {
+		return
+	}
+	w.load(cached && !entry)
 	// An empty loop costs something too, else it would never be stopped.
 	w.i64(max(g.cost, 1))
 	w.op(opI64Sub)
-	if !g.check {
+	switch {
+	case g.check:
+		w.subtracted()
+	case cached:
+		w.local(opLocalSet, w.spent)
+	default:
 		w.global(opGlobalSet, w.fuel)
-		return
 	}
-	w.local(opLocalTee, w.spent)
-	w.global(opGlobalSet, w.fuel)
-	w.local(opLocalGet, w.spent)
-	w.refuel()
 }
 
-// refuel calls check when the number on the stack is negative.
-func (w *meter) refuel() {
+// subtracted takes the fuel that is left from the stack and calls refuel when it is negative.
+func (w *meter) subtracted() {
+	w.local(opLocalTee, w.spent)
+	if !w.plan.cached() {
+		w.global(opGlobalSet, w.fuel)
+		w.local(opLocalGet, w.spent)
+	}
 	w.i64(0)
 	w.op(opI64LtS)
 	w.begin(opIf)
-	w.out = appendU32(appendOp(w.out, opCall), w.check)
+	if w.plan.cached() {
+		w.store()
+	}
+	w.out = appendU32(appendOp(w.out, opCall), w.refuel)
+	if w.plan.cached() {
+		w.global(opGlobalGet, w.fuel)
+		w.local(opLocalSet, w.spent)
+	}
 	w.op(opEnd)
 }
 
-// prologue subtracts the entry's cost from fuel and the function's weight from depth, and checks both at once.
-func (w *meter) prologue(entry region) {
+// prologue subtracts the function's weight from depth and the entry's cost from fuel. The two are checked apart: what follows a
+// call that does not return needs no room on the stack, and of the two only this one is made in every function.
+func (w *meter) prologue() {
 	w.global(opGlobalGet, w.depth)
 	w.i64(w.plan.weight())
 	w.op(opI64Sub)
 	w.local(opLocalTee, w.left)
 	w.global(opGlobalSet, w.depth)
-	w.global(opGlobalGet, w.fuel)
-	w.i64(entry.cost)
-	w.op(opI64Sub)
-	w.local(opLocalTee, w.spent)
-	w.global(opGlobalSet, w.fuel)
 	w.local(opLocalGet, w.left)
-	w.local(opLocalGet, w.spent)
-	w.op(opI64Or)
-	w.refuel()
+	w.i64(0)
+	w.op(opI64LtS)
+	w.begin(opIf)
+	w.out = appendU32(appendOp(w.out, opCall), w.refuel)
+	w.op(opUnreachable)
+	w.op(opEnd)
 }
 
 // epilogue puts depth back to what it was at the entry, whatever calls that were cut short have made of it.
@@ -167,7 +204,7 @@ func (w *meter) epilogue() {
 
 // dynamic subtracts what the number in the local size costs: op with arg says how much.
 func (w *meter) dynamic(op opcode, arg int64) {
-	w.global(opGlobalGet, w.fuel)
+	w.load(w.plan.cached())
 	w.local(opLocalGet, w.size)
 	w.op(opI64ExtendU)
 	if arg != 0 {
@@ -175,10 +212,7 @@ func (w *meter) dynamic(op opcode, arg int64) {
 		w.op(op)
 	}
 	w.op(opI64Sub)
-	w.local(opLocalTee, w.spent)
-	w.global(opGlobalSet, w.fuel)
-	w.local(opLocalGet, w.spent)
-	w.refuel()
+	w.subtracted()
 }
 
 // grow charges for a growth within the limit and turns any other into one that fails for certain.
@@ -210,19 +244,6 @@ func (w *meter) blockType(results []byte) int64 {
 		return int64(results[0]) - 0x80
 	}
 	return int64(w.types[string(results)])
-}
-
-// checkBody is the function that is called when fuel or depth is below zero.
-func (w *meter) checkBody(refuel uint32) []byte {
-	w.out = []byte{0} // no locals
-	w.out = appendU32(appendOp(w.out, opCall), refuel)
-	w.global(opGlobalGet, w.depth)
-	w.i64(0)
-	w.op(opI64LtS)
-	w.begin(opIf)
-	w.op(opUnreachable)
-	w.op(opEnd)
-	return appendOp(w.out, opEnd)
 }
 
 // callBody is a function that calls another one of type () -> ().

@@ -3,6 +3,7 @@ package rewrite
 import (
 	"fmt"
 	"slices"
+	"unicode/utf8"
 )
 
 // Section ids, in no order; see sectionOrder.
@@ -163,6 +164,9 @@ func (m *module) sections(r *reader) {
 		switch {
 		case id == secCustom:
 			c := custom{after: after, name: s.name(), pos: s.pos}
+			if !utf8.ValidString(c.name) {
+				s.fail(ErrMalformed, c.pos, "a custom section's name is not UTF-8")
+			}
 			c.body = s.bytes(uint32(s.end - s.pos))
 			m.customs = append(m.customs, c)
 		case id == secTag:

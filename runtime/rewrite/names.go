@@ -26,23 +26,27 @@ func adjustCustoms(in []custom, funcs func(uint32) uint32, added []nameEntry) []
 		case strings.HasPrefix(c.name, ".debug_"), strings.HasPrefix(c.name, "reloc."), c.name == "linking",
 			c.name == "sourceMappingURL", c.name == "external_debug_info", strings.HasPrefix(c.name, "metadata.code."):
 			continue // describe the code byte by byte
+		case len(c.body) == 0:
+			continue // wazero cannot read an empty one at a module's end
 		case c.name == "name":
-			c.body = adjustNames(c.body, funcs, added)
+			if c.body = adjustNames(c.body, funcs, added); c.body == nil {
+				continue // malformed, which is no reason to refuse a module
+			}
 		}
 		out = append(out, c)
 	}
 	return out
 }
 
-// adjustNames moves the function indexes in a name section. One that cannot be read is left as it is, for the engine to judge.
+// adjustNames moves the function indexes in a name section; it returns nil when it cannot be read.
 func adjustNames(body []byte, funcs func(uint32) uint32, added []nameEntry) []byte {
-	var out []byte
+	out := []byte{}
 	r := &reader{b: body, end: len(body)}
 	for r.more() {
 		id := r.u8()
 		s := r.sub(r.u32())
 		if r.err != nil {
-			return body
+			return nil
 		}
 		var b []byte
 		switch id {
@@ -74,7 +78,7 @@ func adjustNames(body []byte, funcs func(uint32) uint32, added []nameEntry) []by
 			b = s.bytes(uint32(s.end - s.pos))
 		}
 		if s.err != nil || s.pos != s.end {
-			return body
+			return nil
 		}
 		out = append(appendLen(append(out, id), len(b)), b...)
 	}

@@ -34,7 +34,7 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 		}
 		return i
 	}
-	w.check = uint32(len(m.funcs)) + 1
+	w.refuel = imports
 	w.fuel, w.depth = uint32(len(m.globals)), uint32(len(m.globals))+1
 	v := &verdict{}
 	v.module(m)
@@ -51,8 +51,6 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 		m.types = append(m.types, funcType{})
 	}
 	m.imports = append(m.imports, imported{module: out.RefuelModule, name: out.RefuelName, kind: kindFunc, typ: uint32(void)})
-	m.funcs = append(m.funcs, uint32(void))
-	bodies = append(bodies, w.checkBody(imports))
 	m.exportState(out, prefix)
 	if m.start >= 0 {
 		// Were the function itself exported, ref.func might name it, which it must not unless the module declares it.
@@ -65,9 +63,9 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 	if opt.EmptyData {
 		out.Data = m.takeData()
 	}
-	added := []nameEntry{{imports, out.RefuelModule + "." + refuelName}, {w.check, out.RefuelModule + ".check"}}
+	added := []nameEntry{{imports, out.RefuelModule + "." + refuelName}}
 	if out.Start != "" {
-		added = append(added, nameEntry{w.check + 1, out.RefuelModule + ".start"})
+		added = append(added, nameEntry{uint32(len(m.funcs)), out.RefuelModule + ".start"})
 	}
 	m.customs = adjustCustoms(m.customs, w.funcs, added)
 	out.Wasm = (&encoder{m: m, funcs: w.funcs, bodies: bodies}).encode()
@@ -93,7 +91,7 @@ func (m *module) bodies(w *meter, v *verdict) ([][]byte, error) {
 			r.err.Func, r.err.Name = index, m.functionName(index)
 			return nil, r.err
 		}
-		if _, ok := w.types[string(t.results)]; !ok && len(t.results) > 1 && plan.calls && plan.wrapped {
+		if _, ok := w.types[string(t.results)]; !ok && len(t.results) > 1 && plan.wraps() {
 			at := m.blockOf(t.results)
 			if at < 0 {
 				at = len(m.types) + len(added)

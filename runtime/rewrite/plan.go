@@ -6,8 +6,15 @@ import "fmt"
 // count, so a few bytes could ask for gigabytes; no toolchain comes near it.
 const maxLocals = 50_000
 
-// freeCost is the cost up to which a function without calls is not checked when it is entered: such functions only end.
-const freeCost = 64
+const (
+	// freeCost is the cost up to which a function without calls is not checked when it is entered: such functions only end.
+	freeCost = 64
+	// maxRun is the cost up to which code runs on without a check. Without loops and recursion it would end by itself, but large
+	// functions, or very many that return one after the other, take their time.
+	maxRun = 1024
+	// cacheFrom is the number of regions above which a function keeps fuel in a local.
+	cacheFrom = 3
+)
 
 // region is a stretch of code that is entered only at its start.
 type region struct {
@@ -23,6 +30,7 @@ type plan struct {
 	locals  uint32 // parameters included
 	height  int    // most operands at a time
 	calls   bool
+	looped  bool // the function begins with a loop, which checks at once
 	wrapped bool // the body needs a label of its own: it returns or branches to the function's end
 	bulk    bool // needs a local for an operand
 	checks  bool // needs a local for fuel
@@ -31,14 +39,22 @@ type plan struct {
 // weight is the depth that a call of the function costs.
 func (p *plan) weight() int64 { return 1 + (int64(p.locals)+int64(p.height))/FrameValues }
 
+// cached reports whether fuel is kept in a local between calls, which pays from a few regions on.
+func (p *plan) cached() bool { return len(p.regions) > cacheFrom }
+
+// wraps reports whether the body becomes a block, for something to be done at its end.
+func (p *plan) wraps() bool { return p.wrapped && (p.calls || p.cached()) }
+
 // block is an open block in a function's body.
 type block struct {
 	op       opcode // opBlock also for the function itself
 	params   int
 	results  int
-	base     int  // operands below the block
-	live     bool // it can be entered
-	targeted bool // something branches to its end
+	base     int   // operands below the block
+	live     bool  // it can be entered
+	targeted bool  // something branches to its end
+	run      int64 // most that can have run without a check on a branch to its end
+	before   int64 // the same where it was opened
 }
 
 // planner makes plans. It is used for one function after another.
@@ -48,7 +64,8 @@ type planner struct {
 	height int
 	live   bool
 	plan   plan
-	cur    int // the region that is being counted, -1 in code that cannot be reached
+	cur    int   // the region that is being counted, -1 in code that cannot be reached
+	run    int64 // most that can have run without a check on the way here
 }
 
 // readLocals reads the declarations of locals and returns how many locals there are, parameters included.
@@ -73,7 +90,7 @@ func (m *module) readLocals(r *reader, params int, decls *[]byte) (groups, local
 func (p *planner) function(r *reader, t funcType, locals uint32, v *verdict) *plan {
 	p.plan = plan{regions: p.plan.regions[:0], locals: locals}
 	p.blocks = append(p.blocks[:0], block{op: opBlock, results: len(t.results), live: true})
-	p.height, p.live = 0, true
+	p.height, p.live, p.run = 0, true, 0
 	p.enter(r.pos, true)
 	var in instr
 	for r.err == nil && len(p.blocks) > 0 {
@@ -83,6 +100,9 @@ func (p *planner) function(r *reader, t funcType, locals uint32, v *verdict) *pl
 		}
 		p.instr(r, &in)
 		v.instr(p.m, &in)
+		if p.cur >= 0 && p.plan.regions[p.cur].cost > maxRun && len(p.blocks) > 0 {
+			p.enter(r.pos, true)
+		}
 	}
 	if r.err == nil && r.pos != r.end {
 		r.fail(ErrMalformed, r.pos, "code after the function's end")
@@ -97,7 +117,7 @@ func (p *planner) settle() {
 		p.plan.total += p.plan.regions[i].cost
 	}
 	entry := &p.plan.regions[0]
-	if !p.plan.calls && p.plan.total <= freeCost {
+	if p.plan.looped || !p.plan.calls && p.plan.total <= freeCost {
 		entry.check = false
 	}
 	for i := range p.plan.regions {
@@ -112,6 +132,9 @@ func (p *planner) enter(pos int, check bool) {
 		p.cur = -1
 		return
 	}
+	if check = check || p.run > maxRun; check {
+		p.run = 0
+	}
 	p.plan.regions = append(p.plan.regions, region{pos: pos, check: check})
 	p.cur = len(p.plan.regions) - 1
 }
@@ -119,6 +142,7 @@ func (p *planner) enter(pos int, check bool) {
 func (p *planner) charge(n int64) {
 	if p.cur >= 0 {
 		p.plan.regions[p.cur].cost += n
+		p.run += n
 	}
 }
 
@@ -146,6 +170,7 @@ func (p *planner) target(r *reader, in *instr, label uint32) {
 	}
 	if p.live {
 		p.blocks[i].targeted = true
+		p.blocks[i].run = max(p.blocks[i].run, p.run)
 	}
 }
 
@@ -185,6 +210,7 @@ func (p *planner) instr(r *reader, in *instr) {
 
 func (p *planner) call(t funcType) {
 	p.charge(1)
+	p.run += freeCost
 	p.plan.calls = true
 	p.move(len(t.params), len(t.results))
 }
@@ -213,7 +239,10 @@ func (p *planner) open(r *reader, in *instr) {
 		p.charge(1)
 	}
 	p.move(params, 0)
-	p.blocks = append(p.blocks, block{op: in.op, params: params, results: results, base: p.height, live: p.live})
+	p.blocks = append(p.blocks, block{op: in.op, params: params, results: results, base: p.height, live: p.live, before: p.run})
+	if in.op == opLoop && p.cur == 0 && !p.plan.calls {
+		p.plan.looped = true
+	}
 	p.move(0, params)
 	if in.op != opBlock {
 		p.enter(r.pos, in.op == opLoop)
@@ -227,8 +256,10 @@ func (p *planner) otherwise(r *reader, in *instr) {
 		return
 	}
 	// Whoever comes to the end of the first arm is behind the end.
-	top.targeted = top.targeted || p.live
-	top.op = opElse
+	if p.live {
+		top.targeted, top.run = true, max(top.run, p.run)
+	}
+	top.op, p.run = opElse, top.before
 	p.live = top.live
 	p.height = top.base
 	p.move(0, top.params)
@@ -249,9 +280,13 @@ func (p *planner) end(r *reader) {
 		// The second arm alone comes here, so what follows belongs to it.
 		joined = false
 	case joined:
-		p.live = p.live || top.targeted || top.op == opIf
-	}
-	if joined {
+		if !p.live {
+			p.run = 0
+		}
+		if top.op == opIf {
+			p.run = max(p.run, top.before)
+		}
+		p.live, p.run = true, max(p.run, top.run)
 		p.enter(r.pos, false)
 	}
 }

@@ -65,11 +65,13 @@ type Module struct {
 
 	// RefuelModule and RefuelName name the function of type () -> () that the module imports last. It is called when Fuel or
 	// Depth is below zero. When Depth is, it must not return (should it do so, the guest traps as unreachable); otherwise it
-	// either returns with Fuel at zero or above or ends the call by a panic. The module's name differs from those of all other imports.
+	// either returns with Fuel at zero or above or ends the call by a panic. The module's name differs from those of all other
+	// imports.
 	RefuelModule, RefuelName string
 
 	// Fuel and Depth are the exported names of the mutable i64 globals. Both are zero after instantiation: the host sets Depth
-	// before each outermost call, for a trap leaves it lowered, and Fuel as it sees fit. What was burnt is what was granted minus what is left.
+	// before each outermost call, for a trap leaves it lowered, and Fuel as it sees fit. What was burnt is what was granted minus
+	// what is left. Pure recursion to a depth of 32768 takes up to 9 MB of wazero's stack.
 	Fuel, Depth string
 
 	// Start is the exported name of the start function, of type () -> (), which the host calls after the instantiation;
