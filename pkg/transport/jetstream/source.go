@@ -86,7 +86,7 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 			c, err := s.t.js.CreateOrUpdateConsumer(ctx, name, jetstream.ConsumerConfig{
 				Durable: durable, Description: "wasmsidecar: route " + strconv.Quote(s.cfg.Route),
 				FilterSubject: s.cfg.Subject, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
-				AckWait: s.lease, MaxDeliver: -1, MaxAckPending: -1,
+				AckWait: s.lease + leaseMargin(s.lease), MaxDeliver: -1, MaxAckPending: -1,
 			})
 			if isCode(err, codeWorkQueueUnfiltered) || isCode(err, codeWorkQueueNotUnique) {
 				return fmt.Errorf("stream %q has work-queue retention and another consumer for the same subjects: delete that "+
@@ -193,6 +193,10 @@ func (s *source) Extend(ctx context.Context, ds []transport.Delivery) error {
 
 // Lease is how long a delivery is held without Extend.
 func (s *source) Lease() time.Duration { return s.lease }
+
+// leaseMargin is how much longer the server holds a message than its owner believes: the owner's clock begins when the message
+// arrives, the server's when it was sent, and the owner must be the first to give up.
+func leaseMargin(lease time.Duration) time.Duration { return max(lease/20, 50*time.Millisecond) }
 
 // Close stops fetching, hands back what nobody has begun, and writes all settlements until ctx ends. The durable consumer
 // stays.
