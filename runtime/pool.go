@@ -284,7 +284,7 @@ func (in *instance) restore(globals []uint64) {
 // cut makes a memory that has grown n bytes large again.
 func (in *instance) cut(n int) error {
 	mem := in.module.Memory()
-	if int64(mem.Size()) == int64(n) || n >= 1<<32 {
+	if int64(mem.Size()) == int64(n) {
 		return nil
 	}
 	if !in.shrinks {
