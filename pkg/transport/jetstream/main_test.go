@@ -130,14 +130,14 @@ func publish(t testing.TB, tr *Transport, subject string, bodies ...string) {
 	}
 }
 
-// fetch waits for n deliveries, at most limit at a time.
+// fetch waits for n deliveries and asks for at most limit at a time: never for more in all than the larger of the two.
 func fetch(t testing.TB, s transport.Source, n, limit int) []transport.Delivery {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	var all []transport.Delivery
 	for len(all) < n {
-		ds, err := s.Fetch(ctx, limit)
+		ds, err := s.Fetch(ctx, min(limit, max(n, limit)-len(all)))
 		if ctx.Err() != nil {
 			t.Fatalf("%d of %d messages after %v: %v", len(all), n, within, err)
 		}
