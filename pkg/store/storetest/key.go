@@ -121,8 +121,8 @@ var ttlCases = []testCase{
 			gone = must(t, s, store.Txn{Read: []string{"p/a"}})
 			return !gone.Read[0].Exists()
 		})
-		// A clock that is estimated may be a little off.
-		if age := gone.Now.Sub(r.Now); age < 2*h.TTL-20*time.Millisecond {
+		// A clock that is estimated may be a little off, more so on a busy machine.
+		if age := gone.Now.Sub(r.Now); age < 2*h.TTL-max(h.TTL/8, 20*time.Millisecond) {
 			t.Fatalf("gone after %v, want %v at least", age, 2*h.TTL)
 		}
 	}},
