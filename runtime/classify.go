@@ -13,9 +13,9 @@ import (
 
 // Func is a function that a module imports or exports.
 type Func struct {
-	Module string // of an import: the module that it is wanted from
-	Name   string
-	Type   string // for example "(i32, i32) -> i64"
+	Module string `json:"module,omitempty"` // of an import: the module that it is wanted from
+	Name   string `json:"name"`
+	Type   string `json:"type"` // for example "(i32, i32) -> i64"
 }
 
 // String writes f as it is shown to people.

@@ -274,7 +274,7 @@ func (e *Engine) warnUnused(c *code, cfg ModuleConfig) {
 	if (cfg.Env.Headers || len(cfg.Env.Vars) > 0) && !env {
 		e.cfg.Log.Warn("module has an env but imports nothing that could read it", "module", cfg.Name)
 	}
-	http := imports("http_request") || imports("request")
+	http := asks(c.imports, "http")
 	if len(cfg.Allow.HTTP) > 0 && !http {
 		e.cfg.Log.Warn("module is allowed http but imports nothing that could use it", "module", cfg.Name)
 	}

@@ -41,7 +41,7 @@ func (p *pool) prepare(in *instance, r *run) {
 		return
 	}
 	p.mu.Lock()
-	in.freezes = p.freeze && !p.thawed && !p.refused
+	in.freezes = p.freeze && p.thawed == nil && !p.refused
 	p.mu.Unlock()
 	if in.freezes {
 		r.process.BeforeRead = func(ctx context.Context, read wasi.Read) {
@@ -55,8 +55,10 @@ func (p *pool) prepare(in *instance, r *run) {
 // thaw says that programs are run from their beginning from now on, once, and louder where that is not as configured.
 func (p *pool) thaw(why error) {
 	p.mu.Lock()
-	first := !p.thawed
-	p.thawed = true
+	first := p.thawed == nil
+	if first {
+		p.thawed = why
+	}
 	p.mu.Unlock()
 	if !first {
 		return

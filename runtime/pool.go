@@ -57,7 +57,7 @@ type pool struct {
 
 	mu      sync.Mutex
 	snap    *snapshot
-	thawed  bool      // they cannot
+	thawed  error     // why they cannot
 	halted  *snapshot // of the first program that was frozen
 	refused bool      // there can be no image: instances are for one job each
 	idle    []idler

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,6 +29,8 @@ import (
 
 // scriptPatience bounds how long a script waits for something to come true; generous, because machines that test are busy.
 const scriptPatience = 90 * time.Second
+
+var update = flag.Bool("update", false, "rewrite what the scripts compare with")
 
 // TestMain lets the scripts run this test binary as the command.
 func TestMain(m *testing.M) {
@@ -109,6 +112,7 @@ func scriptParams(t *testing.T, dir string) testscript.Params {
 		Dir:                 dir,
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
+		UpdateScripts:       *update,
 		Setup: func(e *testscript.Env) error {
 			for k, v := range env {
 				e.Setenv(k, v)
