@@ -273,16 +273,29 @@ func openKafka(ctx context.Context, c *connections) (transport.Transport, error)
 // Dial connects to a configuration's broker as a client: to submit jobs and watch for results. The embedded server is reached
 // where the sidecar that runs it listens. The returned function closes everything.
 func Dial(ctx context.Context, cfg *config.Config, log *slog.Logger) (transport.Transport, func(), error) {
+	own, err := asClient(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := connect(ctx, own, log)
+	if err != nil {
+		return nil, nil, configError{err}
+	}
+	return c.transport, func() { c.close(log) }, nil
+}
+
+// asClient is a configuration by which to reach, from another process, the broker of a sidecar that runs cfg.
+func asClient(cfg *config.Config) (*config.Config, error) {
 	if cfg.Transport == config.Memory {
-		return nil, nil, configError{errors.New("transport memory lives inside one process: nobody else can submit to it")}
+		return nil, configError{errors.New("transport memory lives inside one process: nobody else can submit to it")}
 	}
 	own := *cfg
 	if own.Transport == config.Embedded {
 		if own.Embedded.Listen == "" {
-			return nil, nil, configError{errors.New("the embedded server listens nowhere: set embedded.listen, for example to 127.0.0.1:4222")}
+			return nil, configError{errors.New("the embedded server listens nowhere: set embedded.listen, for example to 127.0.0.1:4222")}
 		}
 		if strings.HasSuffix(own.Embedded.Listen, ":0") {
-			return nil, nil, configError{fmt.Errorf("embedded.listen is %s: each start takes another port, which the sidecar's log names; use that address", own.Embedded.Listen)}
+			return nil, configError{fmt.Errorf("embedded.listen is %s: each start takes another port, which the sidecar's log names; use that address", own.Embedded.Listen)}
 		}
 		own.Transport = config.NATS
 		own.NATS = config.Default().NATS
@@ -290,9 +303,5 @@ func Dial(ctx context.Context, cfg *config.Config, log *slog.Logger) (transport.
 		own.NATS.Username, own.NATS.Password = own.Embedded.Username, own.Embedded.Password
 	}
 	own.NATS.Create, own.Kafka.Create, own.Redis.Create = false, false, false
-	c, err := connect(ctx, &own, log)
-	if err != nil {
-		return nil, nil, configError{err}
-	}
-	return c.transport, func() { c.close(log) }, nil
+	return &own, nil
 }

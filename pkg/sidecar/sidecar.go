@@ -45,6 +45,8 @@ type Options struct {
 	Runners map[string]job.Runner
 	// Sink is told of everything besides logs and metrics; may be nil.
 	Sink event.Sink
+	// Hold, if not nil, keeps the routes from taking jobs until it is closed; for benchmarks, which fill the queues first.
+	Hold <-chan struct{}
 }
 
 // Sidecar is one running configuration. Make it with New, run it once with Run.
@@ -170,6 +172,12 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	}
 	defer context.AfterFunc(ctx, stopRequests)()
 	close(s.running)
+	if s.opt.Hold != nil {
+		select {
+		case <-s.opt.Hold:
+		case <-ctx.Done():
+		}
+	}
 	s.log.Info("ready", "transport", s.cfg.Transport, "store", s.cfg.Store, "routes", len(s.cfg.Routes), "modules", s.modules.names())
 	if err = r.Run(ctx); err == nil {
 		s.log.Info("drained")

@@ -62,6 +62,7 @@ func Run(t *testing.T, h Harness) {
 		{"Ping", s.ping, true},
 		{"GroupDeleted", s.groupDeleted, h.DropGroup != nil},
 		{"SubjectRecreated", s.subjectRecreated, h.RecreateSubject != nil},
+		{"Measured", s.measured, h.OpenCuttable != nil},
 		{"NetworkCut", s.networkCut, h.OpenCuttable != nil},
 	}
 	for _, c := range cases {
