@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/crash"
 	"github.com/wasmsidecar/wasmsidecar/pkg/event"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
@@ -98,7 +99,9 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	if limit := s.policy.crashes(x); limit > 0 && rec.Crashes >= limit {
 		err = exhausted{job.Errorf(job.KindTrap, "the process that ran it ended without a word %d times", rec.Crashes)}
 	} else {
+		crash.At(crash.AfterClaim)
 		err = s.next(run, x)
+		crash.At(crash.AfterRun)
 	}
 	x.Err = err
 	switch after, verb := s.unfinished(err); verb {
@@ -193,6 +196,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 		err := s.finish(ctx, cl, x.Outcome)
 		switch {
 		case err == nil:
+			crash.At(crash.AfterRecord)
 			return nil
 		case errors.Is(err, errFenced):
 			return s.fenced(x, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/crash"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -63,6 +64,7 @@ func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 			return fmt.Errorf("publish the result to %q: %w", p.cfg.To, err)
 		}
 	}
+	crash.At(crash.AfterPublish)
 	if j.ReplyTo == "" {
 		return nil
 	}

@@ -4,6 +4,8 @@ import (
 	"container/heap"
 	"context"
 	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/internal/crash"
 )
 
 // release hands an unsettled item back to the broker. The caller holds mu.
@@ -30,6 +32,7 @@ func (w *Window) beginDrain() {
 	for _, it := range waiting {
 		w.release(it)
 	}
+	crash.At(crash.DuringDrain)
 	if w.out.n == 0 && w.running == 0 {
 		closeOnce(w.idle)
 	}

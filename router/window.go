@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/crash"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -241,6 +242,9 @@ const lost job.Verb = 255
 // settle carries out the decision about an item, frees its slot and returns the next item to run in its place.
 func (w *Window) settle(it *item, s job.Settlement) *item {
 	gone, wait := true, s.After
+	if s.Verb == job.Ack || s.Verb == job.Dead {
+		crash.At(crash.BeforeSettle)
+	}
 	switch s.Verb {
 	case job.Ack:
 		it.d.Ack()
