@@ -19,6 +19,8 @@ func (command) fits(exports []Func, hasMemory bool) error {
 	return wantMemory(hasMemory)
 }
 
+func (command) initialize(context.Context, *instance) error { return nil }
+
 func (command) reactor() bool { return false }
 
 func (command) run(ctx context.Context, in *instance, _ *host.Call) error {

@@ -29,6 +29,8 @@ func (drasm) fits(exports []Func, hasMemory bool) error {
 	return wantMemory(hasMemory)
 }
 
+func (drasm) initialize(ctx context.Context, in *instance) error { return initialize(ctx, in) }
+
 func (drasm) reactor() bool { return true }
 
 func (drasm) run(ctx context.Context, in *instance, c *host.Call) error {

@@ -14,6 +14,8 @@ var pullHandle = []string{"() -> i32", "() -> ()"}
 
 func (pull) fits(exports []Func, _ bool) error { return want(exports, abi.Handle, pullHandle...) }
 
+func (pull) initialize(ctx context.Context, in *instance) error { return initialize(ctx, in) }
+
 func (pull) reactor() bool { return true }
 
 func (pull) run(ctx context.Context, in *instance, _ *host.Call) error {

@@ -33,24 +33,25 @@ func Classify(imports, exports []Func) (ABI, string, error) {
 	native := slices.ContainsFunc(imports, func(f Func) bool { return f.Module == abi.Module })
 	start := has(abi.Start, "() -> ()")
 	switch {
+	case slices.ContainsFunc(imports, func(f Func) bool { return strings.HasPrefix(f.Module, "extism:") }):
+		return ABIExtism, "it imports from extism:host", nil
 	case has(abi.Handle, pullHandle...) && (native || !start):
 		return ABIPull, "it exports handle()", nil
 	case has(abi.Handle, drasmHandle) && has("alloc", "(i32) -> i32"):
 		return ABIDRASM, "it exports alloc and handle(ptr, len)", nil
+	case has(shallabufRun, shallabufType) && !slices.ContainsFunc(imports, func(f Func) bool { return f.Module != abi.WASI }):
+		return ABIShallabuf, "it exports run(i32) i32 and imports WASI alone", nil
 	case start:
 		return ABICommand, "it exports _start", nil
 	}
 	hint := ""
 	switch {
-	case has("run", "(i32) -> i32"):
-		hint = "; it looks like a Shallabuf module, which is not supported"
-	case slices.ContainsFunc(imports, func(f Func) bool { return strings.HasPrefix(f.Module, "extism:") }):
-		hint = "; it looks like an Extism plug-in, which is not supported"
 	case slices.ContainsFunc(imports, func(f Func) bool { return strings.Contains(f.Module, ":") }):
 		hint = "; it looks like the core of a component, which is not supported"
 	}
 	return "", "", fmt.Errorf("no known abi: found exports %s%s; want handle() or handle() i32 (pull), _start() (WASI command), "+
-		"or alloc(i32) i32, dealloc(i32, i32) and handle(i32, i32) i64 (drasm)", list(exports), hint)
+		"alloc(i32) i32, dealloc(i32, i32) and handle(i32, i32) i64 (drasm), run(i32) i32 (shallabuf), or imports from %s (extism)",
+		list(exports), hint, host.ModuleExtism)
 }
 
 // want says what is wrong with the export of that name; nil if it is there with one of the types.
@@ -102,6 +103,10 @@ func checkImports(imports []Func, a ABI, provided func(module string) []Func) er
 			missing = append(missing, f.String()+" (module env is there for drasm guests only)")
 			continue
 		}
+		if f.Module == host.ModuleExtism && a != ABIExtism {
+			missing = append(missing, f.String()+" (module "+host.ModuleExtism+" is there for Extism plug-ins only)")
+			continue
+		}
 		have := provided(f.Module)
 		if have == nil {
 			missing = append(missing, f.String()+hintOf(f.Module))
@@ -130,6 +135,8 @@ func hintOf(module string) string {
 	switch {
 	case module == "wasi_unstable":
 		return " (too old: build for wasip1)"
+	case module == "extism:host/user":
+		return " (a function of the plug-in's own host)"
 	case strings.HasPrefix(module, "wasi:"):
 		return " (WASI 0.2: build for wasip1)"
 	case strings.HasPrefix(module, "wasmsidecar_"):

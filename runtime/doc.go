@@ -5,8 +5,8 @@
 // but what its ModuleConfig grants. Whatever a guest does - trap, loop, exhaust its memory, pass pointers that lead nowhere -
 // ends its job with an error whose job.Kind says what happened; it ends neither the process nor another job.
 //
-// Three guest ABIs are known, one file each: pull (the native one), WASI command and DRASM. Which one a module speaks is read
-// from its imports and exports.
+// Five guest ABIs are known, one file each: pull (the native one), WASI command, DRASM, Extism and Shallabuf. Which one a
+// module speaks is read from its imports and exports.
 //
 // How an instance is had is apart from that. Modules are rewritten before they are compiled (package rewrite), so that they burn
 // fuel and count how deep their calls are, and so that their instances can be put back to what they were before a job. The pool

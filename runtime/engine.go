@@ -117,6 +117,7 @@ type ModuleConfig struct {
 	Env         Env               // the environment of guests that use WASI
 	Args        []string          // a command's arguments after its name
 	ABI         ABI               // empty or ABIAuto: by Classify
+	Function    string            // the export that an Extism plug-in is called by; empty: handle, run, or the only one
 	Isolation   Isolation         // empty: IsolationReset
 	Interpreter bool              // interpret rather than compile: slow, for code that the compiler gets wrong
 }
@@ -194,7 +195,7 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 			return nil, err
 		}
 	}
-	if m.driver, err = driverOf(m.abi); err != nil {
+	if m.driver, err = driverOf(m.abi, cfg.Function, c.exports); err != nil {
 		return nil, err
 	}
 	if err := m.driver.fits(c.exports, c.exported); err != nil {
@@ -259,7 +260,11 @@ func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 	default:
 		return nil, fmt.Errorf("unknown isolation %q; want reset, frozen, fresh or reuse", cfg.Isolation)
 	}
-	return &fresh{code: m.code, driver: m.driver}, nil
+	f := &fresh{code: m.code, driver: m.driver}
+	if m.abi == ABIExtism {
+		f.memories = portable{} // the engine's own would grow into what is lent
+	}
+	return f, nil
 }
 
 // warnUnused says what was configured for a guest that has no means to see it.

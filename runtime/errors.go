@@ -18,8 +18,9 @@ var (
 	ErrDeadline = fmt.Errorf("out of time: %w", context.DeadlineExceeded)
 	// ErrCanceled: the run was broken off from outside. KindUnavailable.
 	ErrCanceled = fmt.Errorf("cancelled: %w", context.Canceled)
-	// ErrMemory: the guest crashed with limits.memory all but used up. KindTrap.
-	ErrMemory = errors.New("out of memory")
+	// ErrMemory: the guest crashed with limits.memory all but used up, KindTrap; or the host had no room left in it for what the
+	// guest wanted kept, KindLimit.
+	ErrMemory = host.ErrMemory
 	// ErrOutput: the result is larger than limits.output. KindLimit.
 	ErrOutput = host.ErrOutput
 )

@@ -82,7 +82,7 @@ func (e *Engine) Inspect(ctx context.Context, wasm []byte) (*Inspection, error) 
 		return i, nil
 	}
 	m := &Module{code: c, abi: i.ABI}
-	if m.driver, err = driverOf(i.ABI); err == nil {
+	if m.driver, err = driverOf(i.ABI, "", c.exports); err == nil {
 		err = m.driver.fits(c.exports, c.exported)
 	}
 	if err == nil {

@@ -9,7 +9,6 @@ import (
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
 
-	"github.com/wasmsidecar/wasmsidecar/pkg/abi"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
@@ -45,6 +44,8 @@ type instance struct {
 	rebase  bool    // its memory is mapped from an older image
 
 	most    int64 // depth
+	bound   int64 // bytes of memory, what the host keeps for the guest included
+	lent    int64 // of them, what the host keeps
 	shrinks bool  // the memory can be made smaller
 	jobs    int   // begun
 	crashes int   // of them
@@ -97,6 +98,16 @@ func (in *instance) function(name string) api.Function {
 	return f
 }
 
+// Lend implements host.Lender: what the host keeps for the guest and the guest's own memory stay below one bound.
+func (in *instance) Lend(n int64) bool {
+	if in.memory == nil || n > in.bound-int64(in.module.Memory().Size()) {
+		return false
+	}
+	in.memory.restrict(uint64(in.bound - n))
+	in.lent = n
+	return true
+}
+
 func (in *instance) close() {
 	_ = in.module.Close(context.Background())
 	if in.frozen != nil && in.frozen.own {
@@ -117,15 +128,17 @@ type instances interface {
 
 // fresh makes an instance for each job.
 type fresh struct {
-	code   *code
-	driver driver
+	code     *code
+	driver   driver
+	memories memories // nil: the engine's own
 }
 
 func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
-	in, err := f.code.instantiate(ctx, r.meter, nil)
+	in, err := f.code.instantiate(ctx, r.meter, f.memories)
 	if err != nil {
 		return nil, err
 	}
+	r.call.Lender = in
 	if err := f.code.begin(ctx, in, f.driver, r.meter); err != nil {
 		in.close()
 		return nil, err
@@ -140,7 +153,7 @@ func (*fresh) close() error { return nil }
 
 // instantiate makes an instance in which nothing has run. The memory is made by by; nil leaves that to the engine.
 func (c *code) instantiate(ctx context.Context, m *meter, by memories) (*instance, error) {
-	in := &instance{most: m.depth, exports: map[string]api.Function{}}
+	in := &instance{most: m.depth, bound: int64(c.key.pages) * pageSize, exports: map[string]api.Function{}}
 	var allocation error
 	if by != nil {
 		ctx = experimental.WithMemoryAllocator(ctx, experimental.MemoryAllocatorFunc(func(_, _ uint64) experimental.LinearMemory {
@@ -191,10 +204,8 @@ func (c *code) begin(ctx context.Context, in *instance, d driver, m *meter) erro
 			return fmt.Errorf("start guest: %w", err)
 		}
 	}
-	if d.reactor() && in.function(abi.Initialize) != nil {
-		if _, err := in.call(ctx, abi.Initialize); err != nil {
-			return fmt.Errorf("initialize guest: %w", err)
-		}
+	if err := d.initialize(ctx, in); err != nil {
+		return fmt.Errorf("initialize guest: %w", err)
 	}
 	m.start(in)
 	return nil

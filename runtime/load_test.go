@@ -64,8 +64,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"cut off", echo[:len(echo)-3], nil, []string{"cut off or corrupt"}},
 		{"corrupt", append(moduleOf(typeVoid), 10, 1, 5), nil, []string{"compile"}},
 		{"no abi", moduleOf(), nil, []string{"no known abi", "found exports no functions", "handle() or handle() i32 (pull)", "_start", "alloc(i32) i32"}},
-		{"shallabuf", moduleOf(runI32, oneFunction, runIs0, bodyI32), nil, []string{"run(i32) -> i32", "Shallabuf"}},
-		{"unknown abi", good, func(c *runtime.ModuleConfig) { c.ABI = "extism" }, []string{`unknown abi "extism"`, "auto, pull, command or drasm"}},
+		{"shallabuf without memory", moduleOf(runI32, oneFunction, runIs0, bodyI32), nil, []string{"abi shallabuf", "export memory is missing"}},
+		{"unknown abi", good, func(c *runtime.ModuleConfig) { c.ABI = "exstism" }, []string{`unknown abi "exstism"`, "auto, pull, command, drasm, extism or shallabuf"}},
 		{"another abi", good, func(c *runtime.ModuleConfig) { c.ABI = runtime.ABICommand }, []string{"abi command", "export _start() -> () is missing", "handle() -> ()"}},
 		{"drasm without alloc", good, func(c *runtime.ModuleConfig) { c.ABI = runtime.ABIDRASM }, []string{"export handle has type () -> (); want (i32, i32) -> i64"}}, // D-11
 		{"unknown import", moduleOf(typeVoid, importEnvF, oneFunction, fivePages, "\x07\x01\x06handle\x00\x01", oneBody), nil, []string{"env.f() -> ()", "drasm guests only"}},

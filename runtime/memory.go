@@ -20,6 +20,8 @@ type memory interface {
 	reset(img *image) error
 	// shrink makes the next Reallocate return size bytes, whatever it is asked for.
 	shrink(size int)
+	// restrict makes Reallocate refuse more than most bytes from now on.
+	restrict(most uint64)
 }
 
 // memories makes memories and their images, by the best means that this system has.
@@ -51,7 +53,9 @@ func (img *image) close() error {
 // portable keeps memories in Go's heap and copies all of their bytes.
 type portable struct{}
 
-func (portable) allocate(limit uint64) (memory, error) { return &heap{limit: limit, shrunk: -1}, nil }
+func (portable) allocate(limit uint64) (memory, error) {
+	return &heap{limit: limit, most: limit, shrunk: -1}, nil
+}
 
 func (portable) image(b []byte) (*image, error) {
 	return &image{bytes: append(make([]byte, 0, len(b)), b...)}, nil
@@ -65,7 +69,8 @@ func (portable) close() error { return nil }
 type heap struct {
 	b      []byte
 	limit  uint64
-	shrunk int // what shrink said; -1: nothing
+	most   uint64 // what restrict said
+	shrunk int    // what shrink said; -1: nothing
 }
 
 // Reallocate implements experimental.LinearMemory.
@@ -73,7 +78,7 @@ func (h *heap) Reallocate(size uint64) []byte {
 	switch {
 	case h.shrunk >= 0:
 		h.b, h.shrunk = h.b[:h.shrunk], -1
-	case size > h.limit:
+	case size > min(h.most, h.limit):
 		return nil
 	case size > uint64(cap(h.b)):
 		b := make([]byte, size, max(size, min(2*uint64(cap(h.b)), h.limit)))
@@ -102,5 +107,7 @@ func (h *heap) reset(img *image) error {
 }
 
 func (h *heap) shrink(size int) { h.shrunk = size }
+
+func (h *heap) restrict(most uint64) { h.most = most }
 
 var errSmaller = errors.New("memory is smaller than its image")

@@ -57,7 +57,7 @@ func (p *mapped) allocate(limit uint64) (memory, error) {
 	}
 	// One byte must not make two megabytes dirty. Without support for huge pages there is nothing to turn off.
 	_ = unix.Madvise(space, unix.MADV_NOHUGEPAGE)
-	return &mapping{by: p, space: space, limit: limit, shrunk: -1}, nil
+	return &mapping{by: p, space: space, limit: limit, most: limit, shrunk: -1}, nil
 }
 
 func (p *mapped) image(b []byte) (*image, error) {
@@ -121,8 +121,9 @@ type mapping struct {
 	by     *mapped
 	space  []byte // all that is reserved
 	limit  uint64
-	size   int // what the guest has
-	shrunk int // what shrink said; -1: nothing
+	most   uint64 // what restrict said
+	size   int    // what the guest has
+	shrunk int    // what shrink said; -1: nothing
 
 	spans   []span
 	regions []region // for PAGEMAP_SCAN
@@ -134,7 +135,7 @@ func (m *mapping) Reallocate(size uint64) []byte {
 	switch {
 	case m.shrunk >= 0:
 		m.size, m.shrunk = m.shrunk, -1
-	case size > m.limit:
+	case size > min(m.most, m.limit):
 		return nil
 	default:
 		m.size = int(size)
@@ -151,6 +152,8 @@ func (m *mapping) Free() {
 }
 
 func (m *mapping) shrink(size int) { m.shrunk = size }
+
+func (m *mapping) restrict(most uint64) { m.most = most }
 
 func (m *mapping) adopt(img *image) error {
 	if m.size < len(img.bytes) {

@@ -78,11 +78,14 @@ type snapshot struct {
 
 func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	in, snap := p.take()
-	if in == nil {
+	if in != nil {
+		r.call.Lender = in
+	} else {
 		var err error
 		if in, err = p.code.instantiate(ctx, r.meter, p.means.memories); err != nil {
 			return nil, err
 		}
+		r.call.Lender = in
 		in.shrinks = p.means.shrinks
 		if snap == nil || p.reuse {
 			snap, err = p.first(ctx, in, r)
@@ -163,6 +166,9 @@ func (p *pool) put(in *instance, err error) {
 	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || errors.Is(err, ErrDepth) || p.reuse && crash {
 		in.close()
 		return
+	}
+	if in.lent > 0 {
+		in.Lend(0)
 	}
 	if !p.reuse {
 		p.mu.Lock()

@@ -294,8 +294,11 @@ func (r *report) module(name string, m *Module) {
 			r.failf(joinKey(path+".env.vars", key), "an environment variable has no = in its name and no NUL byte")
 		}
 	}
-	if (m.ABI == "pull" || m.ABI == "drasm") && len(m.Args) > 0 {
+	if slices.Contains([]string{"pull", "drasm", "extism", "shallabuf"}, m.ABI) && len(m.Args) > 0 {
 		r.failf(path+".args", "only commands have arguments, and abi is %s; remove it", m.ABI)
+	}
+	if slices.Contains([]string{"pull", "command", "drasm", "shallabuf"}, m.ABI) && m.Function != "" {
+		r.failf(path+".function", "only Extism plug-ins have a function to choose, and abi is %s; remove it", m.ABI)
 	}
 }
 

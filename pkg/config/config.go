@@ -154,7 +154,9 @@ type Module struct {
 	Source string            `yaml:"source"`
 	SHA256 string            `yaml:"sha256"`            // of the file, in lower-case hex; empty: any
 	Config map[string]string `yaml:"config" hide:"env"` // handed to the guest
-	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm"`
+	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm|extism|shallabuf"`
+	// Function is the export that an Extism plug-in is called by; empty: handle, else run, else the only one.
+	Function string `yaml:"function"`
 	Engine string            `yaml:"engine" enum:"compiler|interpreter"`
 	// Isolation is what separates jobs: instances that are reset after each (frozen: and programs go on from their first read
 	// whatever they did before), or made for each, or used again as they are.

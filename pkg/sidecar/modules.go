@@ -85,7 +85,7 @@ func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*ru
 	}
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
 		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limits, Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
-		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI),
+		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Function: m.Function,
 		Isolation: runtime.Isolation(m.Isolation), Interpreter: m.Engine == "interpreter",
 	})
 	if err != nil {

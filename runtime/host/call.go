@@ -58,6 +58,16 @@ func (s *Stop) Unwrap() error { return s.Err }
 // ErrOutput is what a Fault wraps that stopped a guest whose result grew too large.
 var ErrOutput = errors.New("result is over its limit")
 
+// ErrMemory is what a Fault wraps that stopped a guest for which there was no room left in its limit of memory.
+var ErrMemory = errors.New("out of memory")
+
+// Lender takes what the host keeps for a guest out of the guest's limit of memory.
+type Lender interface {
+	// Lend says whether n bytes beside the guest's own memory are within the limit. The guest's memory grows no further than
+	// that leaves room for, until the next Lend that is granted.
+	Lend(n int64) bool
+}
+
 // Call is one run of one guest. It belongs to the goroutine that runs the guest.
 type Call struct {
 	*Grants
@@ -65,6 +75,9 @@ type Call struct {
 	TypeName string // of the result's DRASM envelope
 	// Invoke calls an export of the guest, also while the guest waits for a host function. It must be set before Alloc is used.
 	Invoke func(ctx context.Context, export string, args ...uint64) ([]uint64, error)
+
+	// Lender must be set before an Extism plug-in is called.
+	Lender Lender
 
 	used    bool // the guest has called a host function
 	ready   bool // false while the guest initializes: it has no job then
@@ -75,13 +88,21 @@ type Call struct {
 	log     logState
 	http    httpState
 	drasm   drasmState
+	extism  *extismState // nil until it is used
+	work    int          // bytes moved since toil last looked at the clock
 }
 
 // NewCall makes the call for a job.
 func NewCall(g *Grants, j *job.Job) *Call { return &Call{Grants: g, Job: j} }
 
 // Begin says that the guest is initialized: from now on it may see its job.
-func (c *Call) Begin() { c.ready = true }
+func (c *Call) Begin() {
+	c.ready = true
+	if c.extism != nil { // what it was given before its job is not the job's
+		c.extism = nil
+		c.Lender.Lend(0)
+	}
+}
 
 // End writes out what is left of the guest's unfinished log lines.
 func (c *Call) End() {
@@ -111,12 +132,16 @@ func (c *Call) Stdin() io.Reader { return bytes.NewReader(c.Job.Body) }
 // Append adds to the result. Its error is a *Fault.
 func (c *Call) Append(p []byte) error {
 	if int64(len(c.out))+int64(len(p)) > c.Grants.Output {
-		return &Fault{Kind: job.KindLimit,
-			Text: "result is over the limit of " + strconv.FormatInt(c.Grants.Output, 10) + " bytes (limits.output)",
-			Err:  ErrOutput}
+		return c.overOutput()
 	}
 	c.out = append(c.out, p...)
 	return nil
+}
+
+func (c *Call) overOutput() *Fault {
+	return &Fault{Kind: job.KindLimit,
+		Text: "result is over the limit of " + strconv.FormatInt(c.Grants.Output, 10) + " bytes (limits.output)",
+		Err:  ErrOutput}
 }
 
 // Write appends to the result; a program's stdout is led here. It panics with a Fault when the result grows over its limit,

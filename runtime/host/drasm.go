@@ -74,8 +74,8 @@ func mustJSON(v any) []byte {
 	return b
 }
 
-// parseDRASM reads a request of DRASM's making.
-func parseDRASM(raw []byte) (outgoing, error) {
+// parseRequest reads a request that is JSON: {"url", "method"?, "headers"?, "body"?}. The body is left as it is.
+func parseRequest(raw []byte) (outgoing, json.RawMessage, error) {
 	var in struct {
 		URL     string            `json:"url"`
 		Method  string            `json:"method"`
@@ -83,24 +83,33 @@ func parseDRASM(raw []byte) (outgoing, error) {
 		Body    json.RawMessage   `json:"body"`
 	}
 	if err := json.Unmarshal(raw, &in); err != nil {
-		return outgoing{}, &refusal{abi.HTTPInvalid, fmt.Errorf("request is not as expected: %w", err)}
+		return outgoing{}, nil, &refusal{abi.HTTPInvalid, fmt.Errorf("request is not as expected: %w", err)}
 	}
 	if in.URL == "" {
-		return outgoing{}, &refusal{abi.HTTPInvalid, errors.New("request has no url")}
+		return outgoing{}, nil, &refusal{abi.HTTPInvalid, errors.New("request has no url")}
 	}
 	r := outgoing{method: strings.ToUpper(in.Method), url: in.URL, header: http.Header{}}
 	for _, name := range slices.Sorted(maps.Keys(in.Headers)) {
 		if err := addHeader(r.header, name, in.Headers[name]); err != nil {
-			return outgoing{}, err
+			return outgoing{}, nil, err
 		}
+	}
+	return r, in.Body, nil
+}
+
+// parseDRASM reads a request of DRASM's making.
+func parseDRASM(raw []byte) (outgoing, error) {
+	r, body, err := parseRequest(raw)
+	if err != nil {
+		return outgoing{}, err
 	}
 	var s string
 	switch {
-	case len(in.Body) == 0 || string(in.Body) == "null":
-	case json.Unmarshal(in.Body, &s) == nil:
+	case len(body) == 0 || string(body) == "null":
+	case json.Unmarshal(body, &s) == nil:
 		r.body = []byte(s)
 	default:
-		r.body = in.Body
+		r.body = body
 		if r.header.Get("Content-Type") == "" {
 			r.header.Set("Content-Type", "application/json")
 		}

@@ -36,12 +36,14 @@ func functionsOf(name string) []function {
 		return httpFunctions()
 	case ModuleDRASM:
 		return drasmFunctions()
+	case ModuleExtism:
+		return extismFunctions()
 	}
 	return nil
 }
 
 // Names lists the host modules that there are, WASI apart.
-func Names() []string { return []string{abi.Module, abi.ModuleHTTP, ModuleDRASM} }
+func Names() []string { return []string{abi.Module, abi.ModuleHTTP, ModuleDRASM, ModuleExtism} }
 
 // Instantiate adds the host module of that name to rt. The name must be one of Names.
 func Instantiate(ctx context.Context, rt wazero.Runtime, name string) error {
