@@ -187,8 +187,7 @@ var errClosed = errors.New("the engine is closed")
 
 // assemble makes a Module of compiled code and the wishes of its configuration.
 func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy host.Policy) (*Module, error) {
-	m := &Module{engine: e, code: c, name: cfg.Name, abi: cfg.ABI, why: "the configuration says so", limits: cfg.Limits}
-	m.limits.Memory = int64(cfg.Limits.pages()) * pageSize
+	m := &Module{engine: e, code: c, name: cfg.Name, abi: cfg.ABI, why: "the configuration says so"}
 	var err error
 	if m.abi == "" || m.abi == ABIAuto {
 		if m.abi, m.why, err = Classify(c.imports, c.exports); err != nil {
@@ -208,12 +207,10 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 		return nil, fmt.Errorf("args are for commands; this module's abi is %s", m.abi)
 	}
 	e.warnUnused(c, cfg)
-	m.grants = &host.Grants{
-		Module: cfg.Name, Config: maps.Clone(cfg.Config),
-		Output: cfg.Limits.Output, Log: cfg.Limits.Log, LogLines: cfg.Limits.LogLines,
-		HTTP: policy, HTTPCalls: cfg.Limits.HTTPCalls, HTTPBytes: cfg.Limits.HTTPBytes, HTTPTime: cfg.Limits.HTTPTime,
-		Egress: e.egress, Logger: e.cfg.Log,
-	}
+	cfg.Limits.Memory = int64(cfg.Limits.pages()) * pageSize
+	m.own = terms{cfg.Limits, cfg.Limits.grants(host.Grants{
+		Module: cfg.Name, Config: maps.Clone(cfg.Config), HTTP: policy, Egress: e.egress, Logger: e.cfg.Log,
+	})}
 	m.around = surroundings{
 		program: m.abi == ABICommand, args: append([]string{cfg.Name}, cfg.Args...),
 		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers, start: e.start,
@@ -260,11 +257,7 @@ func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 	default:
 		return nil, fmt.Errorf("unknown isolation %q; want reset, frozen, fresh or reuse", cfg.Isolation)
 	}
-	f := &fresh{code: m.code, driver: m.driver}
-	if m.abi == ABIExtism {
-		f.memories = portable{} // the engine's own would grow into what is lent
-	}
-	return f, nil
+	return &fresh{code: m.code, driver: m.driver}, nil
 }
 
 // warnUnused says what was configured for a guest that has no means to see it.

@@ -12,15 +12,17 @@ import (
 var (
 	// ErrFuel: limits.fuel is used up. KindLimit.
 	ErrFuel = errors.New("out of fuel")
-	// ErrDepth: more calls within calls than limits.depth. KindTrap, as any stack overflow is.
+	// ErrDepth: more calls within calls than limits.depth, or than the engine has room for. KindLimit.
 	ErrDepth = errors.New("stack overflow")
 	// ErrDeadline: the time is up. KindTimeout.
 	ErrDeadline = fmt.Errorf("out of time: %w", context.DeadlineExceeded)
 	// ErrCanceled: the run was broken off from outside. KindUnavailable.
 	ErrCanceled = fmt.Errorf("cancelled: %w", context.Canceled)
-	// ErrMemory: the guest crashed with limits.memory all but used up, KindTrap; or the host had no room left in it for what the
-	// guest wanted kept, KindLimit.
+	// ErrMemory: the guest crashed after the last memory that it asked for was more than limits.memory, or the host had no room left
+	// in it for what the guest wanted kept. KindLimit.
 	ErrMemory = host.ErrMemory
 	// ErrOutput: the result is larger than limits.output. KindLimit.
 	ErrOutput = host.ErrOutput
+	// ErrHostCalls: more calls of host functions than limits.host_calls. KindLimit.
+	ErrHostCalls = host.ErrCalls
 )

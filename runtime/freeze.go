@@ -29,7 +29,8 @@ type frozen struct {
 	own   bool // at's image is the instance's own
 	depth uint64
 	burnt int64
-	run   *run // which it goes on in
+	calls int64 // of host functions
+	run   *run  // which it goes on in
 }
 
 // prepare makes in ready to be frozen in its next run, or to go on.
@@ -88,7 +89,7 @@ func (p *pool) halt(ctx context.Context, in *instance, r *run, read wasi.Read) e
 	case r.process.Drew() && !p.draws:
 		return errors.New("it reads the clock or draws random numbers before it reads its job")
 	}
-	f := &frozen{read: read, depth: in.depth.Get(), burnt: int64(r.meter.burnt())}
+	f := &frozen{read: read, depth: in.depth.Get(), burnt: int64(r.meter.burnt()), calls: r.call.Counted()}
 	var err error
 	if f.stack, err = stackOf(experimental.GetSnapshotter(ctx).Snapshot()); err != nil {
 		return err
@@ -133,6 +134,7 @@ func (in *instance) thaw() {
 	f := in.frozen
 	in.depth.Set(f.depth)
 	f.run.meter.resume(in, f.burnt) // what the beginning has burnt again does not count
+	f.run.call.SetCounted(f.calls)
 	f.stack.restore(f.run.process.Read(in.module.Memory(), f.read))
 }
 

@@ -20,6 +20,7 @@ type run struct {
 	process *wasi.Process
 	vars    []string // what the process's environment is without the job's own
 	meter   *meter
+	limits  Limits
 }
 
 // context returns a context that carries the run to host functions.
@@ -30,9 +31,10 @@ func (r *run) context(ctx context.Context) context.Context {
 // instance is a guest that is ready for one job. It belongs to one goroutine.
 type instance struct {
 	module  api.Module
-	memory  memory // nil: the engine's own
+	memory  memory // nil: it has none
 	fuel    api.MutableGlobal
 	depth   api.MutableGlobal
+	refused api.MutableGlobal   // not zero: see rewrite.Module
 	globals []api.MutableGlobal // the guest's own
 	exports map[string]api.Function
 	values  [8]uint64
@@ -49,6 +51,7 @@ type instance struct {
 	shrinks bool  // the memory can be made smaller
 	jobs    int   // begun
 	crashes int   // of them
+	bytes   int64 // that they read, wrote and took as memory
 	spent   bool  // not to be used again
 }
 
@@ -108,6 +111,28 @@ func (in *instance) Lend(n int64) bool {
 	return true
 }
 
+// allow makes limit the most bytes of memory that the guest can have from now on, with what the host keeps for it.
+func (in *instance) allow(limit int64) {
+	in.bound = limit
+	in.refused.Set(0)
+	if in.memory != nil {
+		in.memory.restrict(uint64(limit))
+	}
+}
+
+// size is how many bytes of memory the guest has.
+func (in *instance) size() uint32 {
+	if in.memory == nil {
+		return 0
+	}
+	return in.module.Memory().Size()
+}
+
+// wantsMore says whether the last memory that the guest asked for was more than it may have.
+func (in *instance) wantsMore() bool {
+	return in.refused.Get() != 0 || in.memory != nil && in.memory.refused()
+}
+
 func (in *instance) close() {
 	_ = in.module.Close(context.Background())
 	if in.frozen != nil && in.frozen.own {
@@ -128,13 +153,12 @@ type instances interface {
 
 // fresh makes an instance for each job.
 type fresh struct {
-	code     *code
-	driver   driver
-	memories memories // nil: the engine's own
+	code   *code
+	driver driver
 }
 
 func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
-	in, err := f.code.instantiate(ctx, r.meter, f.memories)
+	in, err := f.code.instantiate(ctx, r.meter, portable{})
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +167,7 @@ func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
 		in.close()
 		return nil, err
 	}
+	in.allow(r.limits.Memory)
 	r.call.Begin()
 	return in, nil
 }
@@ -151,19 +176,17 @@ func (*fresh) put(in *instance, _ error) { in.close() }
 
 func (*fresh) close() error { return nil }
 
-// instantiate makes an instance in which nothing has run. The memory is made by by; nil leaves that to the engine.
+// instantiate makes an instance in which nothing has run. Its memory is made by by.
 func (c *code) instantiate(ctx context.Context, m *meter, by memories) (*instance, error) {
 	in := &instance{most: m.depth, bound: int64(c.key.pages) * pageSize, exports: map[string]api.Function{}}
 	var allocation error
-	if by != nil {
-		ctx = experimental.WithMemoryAllocator(ctx, experimental.MemoryAllocatorFunc(func(_, _ uint64) experimental.LinearMemory {
-			if in.memory, allocation = by.allocate(uint64(c.rewritten.Memory.Declared) * pageSize); allocation != nil {
-				in.memory = nil
-				return noMemory{} // an allocator cannot say no
-			}
-			return in.memory
-		}))
-	}
+	ctx = experimental.WithMemoryAllocator(ctx, experimental.MemoryAllocatorFunc(func(_, _ uint64) experimental.LinearMemory {
+		if in.memory, allocation = by.allocate(uint64(c.rewritten.Memory.Declared) * pageSize); allocation != nil {
+			in.memory = nil
+			return noMemory{} // an allocator cannot say no
+		}
+		return in.memory
+	}))
 	// Instances are anonymous: there are many.
 	var err error
 	in.module, err = c.rt.InstantiateModule(ctx, c.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
@@ -178,6 +201,7 @@ func (c *code) instantiate(ctx context.Context, m *meter, by memories) (*instanc
 	}
 	in.fuel = in.global(c.rewritten.Fuel)
 	in.depth = in.global(c.rewritten.Depth)
+	in.refused = in.global(c.rewritten.Refused)
 	for _, g := range c.rewritten.Globals {
 		in.globals = append(in.globals, in.global(g.Export))
 	}

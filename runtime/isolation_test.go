@@ -30,7 +30,7 @@ const (
 )
 
 var stainsKinds = map[byte]job.Kind{
-	endTrap: job.KindTrap, endLoop: job.KindTimeout, endExit: job.KindOK, endExit65: job.KindFailed, endRecursion: job.KindTrap,
+	endTrap: job.KindTrap, endLoop: job.KindTimeout, endExit: job.KindOK, endExit65: job.KindFailed, endRecursion: job.KindLimit,
 	endOutOfBounds: job.KindTrap, endGrown: job.KindOK, endFull: job.KindOK, endOutput: job.KindLimit,
 }
 
@@ -180,7 +180,7 @@ func TestWorn(t *testing.T) {
 	}
 	report(t, m)
 	_, err := m.Run(t.Context(), newJob("\x05"))
-	wantKind(t, err, job.KindTrap, "limits.depth")
+	wantKind(t, err, job.KindLimit, "limits.depth")
 	if idle := runtime.Idle(m); len(idle) != 0 {
 		t.Errorf("instances %v are kept after a recursion", idle)
 	}
@@ -241,9 +241,9 @@ func TestStopErrors(t *testing.T) {
 		text            string
 	}{
 		{"fuel", "loop", "", func(c *runtime.ModuleConfig) { c.Limits.Fuel = 5_000_000 }, job.KindLimit, "more than 5000000 (limits.fuel)"},
-		{"depth", "recurse", "", func(c *runtime.ModuleConfig) { c.Limits.Depth = 100 }, job.KindTrap, "more than 100 deep (limits.depth)"},
+		{"depth", "recurse", "", func(c *runtime.ModuleConfig) { c.Limits.Depth = 100 }, job.KindLimit, "more than 100 deep (limits.depth)"},
 		{"deadline", "loop", "", func(c *runtime.ModuleConfig) { c.Limits.Time = 50 * time.Millisecond }, job.KindTimeout, "50ms"},
-		{"memory", "grow", "", func(c *runtime.ModuleConfig) { c.Limits.Memory = 1 << 20 }, job.KindTrap, "1 MiB of 1 MiB of memory in use"},
+		{"memory", "grow", "", func(c *runtime.ModuleConfig) { c.Limits.Memory = 1 << 20 }, job.KindLimit, "asked for more than 1 MiB (limits.memory)"},
 		{"output", "spill", "", nil, job.KindLimit, "limits.output"},
 	}
 	e, _ := open(t)

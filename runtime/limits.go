@@ -3,6 +3,8 @@ package runtime
 import (
 	"fmt"
 	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
 
 const (
@@ -16,6 +18,7 @@ type Limits struct {
 	Time      time.Duration // wall time, the guest's start included; more than 0
 	Fuel      int64         // instructions, about; package rewrite says what costs what. 0: unlimited
 	Depth     int           // calls within calls; those with large frames count more than once. 0: until the stack overflows
+	HostCalls int64         // calls of host functions, WASI's included. 0: unlimited
 	Output    int64         // bytes of the result
 	Log       int64         // bytes of log lines
 	LogLines  int           // log lines
@@ -27,7 +30,8 @@ type Limits struct {
 // DefaultLimits are the limits of a module whose configuration says nothing.
 func DefaultLimits() Limits {
 	return Limits{
-		Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100_000_000_000, Depth: 50_000, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
+		Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100_000_000_000, Depth: 50_000, HostCalls: 10_000_000, Output: 1 << 20, Log: 64 << 10,
+		LogLines:  1000,
 		HTTPCalls: 16, HTTPBytes: 1 << 20, HTTPTime: 10 * time.Second,
 	}
 }
@@ -38,10 +42,34 @@ func (l Limits) check() error {
 		return fmt.Errorf("memory limit of %d bytes is not between 64 KiB and 4 GiB", l.Memory)
 	case l.Time <= 0:
 		return fmt.Errorf("time limit of %s is not above zero", l.Time)
-	case l.Fuel < 0 || l.Depth < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTime < 0:
+	case l.Fuel < 0 || l.Depth < 0 || l.HostCalls < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTime < 0:
 		return fmt.Errorf("a limit is below zero")
 	}
 	return nil
+}
+
+// Within returns the smaller one of each limit of l and of o.
+func (l Limits) Within(o Limits) Limits {
+	return Limits{
+		Memory: min(l.Memory, o.Memory), Time: min(l.Time, o.Time), Fuel: least(l.Fuel, o.Fuel), Depth: least(l.Depth, o.Depth),
+		HostCalls: least(l.HostCalls, o.HostCalls), Output: min(l.Output, o.Output), Log: min(l.Log, o.Log), LogLines: min(l.LogLines, o.LogLines),
+		HTTPCalls: min(l.HTTPCalls, o.HTTPCalls), HTTPBytes: min(l.HTTPBytes, o.HTTPBytes), HTTPTime: min(l.HTTPTime, o.HTTPTime),
+	}
+}
+
+// least is the smaller one of two limits of which 0 is none.
+func least[N int | int64](a, b N) N {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// grants returns g with the limits of l.
+func (l Limits) grants(g host.Grants) *host.Grants {
+	g.Calls, g.Output, g.Log, g.LogLines = l.HostCalls, l.Output, l.Log, l.LogLines
+	g.HTTPCalls, g.HTTPBytes, g.HTTPTime = l.HTTPCalls, l.HTTPBytes, l.HTTPTime
+	return &g
 }
 
 func (l Limits) pages() uint32 { return uint32(l.Memory / pageSize) }

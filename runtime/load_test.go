@@ -190,7 +190,7 @@ func TestInterpreter(t *testing.T) {
 		t.Errorf("adder: %v, %v", r, err)
 	}
 	_, err = load(t, e, "recurse", interpret).Run(t.Context(), newJob(""))
-	wantKind(t, err, job.KindTrap, "stack overflow")
+	wantKind(t, err, job.KindLimit, "stack overflow")
 	_, err = load(t, e, "trap", interpret).Run(t.Context(), newJob(""))
 	wantKind(t, err, job.KindTrap, "unreachable")
 }

@@ -20,8 +20,10 @@ type memory interface {
 	reset(img *image) error
 	// shrink makes the next Reallocate return size bytes, whatever it is asked for.
 	shrink(size int)
-	// restrict makes Reallocate refuse more than most bytes from now on.
+	// restrict makes most, which is no more than what the memory was allocated with, the most bytes that it can have from now on.
 	restrict(most uint64)
+	// refused says whether the last growth that was asked for since restrict was more than that.
+	refused() bool
 }
 
 // memories makes memories and their images, by the best means that this system has.
@@ -53,9 +55,7 @@ func (img *image) close() error {
 // portable keeps memories in Go's heap and copies all of their bytes.
 type portable struct{}
 
-func (portable) allocate(limit uint64) (memory, error) {
-	return &heap{limit: limit, most: limit, shrunk: -1}, nil
-}
+func (portable) allocate(limit uint64) (memory, error) { return &heap{growth: newGrowth(limit)}, nil }
 
 func (portable) image(b []byte) (*image, error) {
 	return &image{bytes: append(make([]byte, 0, len(b)), b...)}, nil
@@ -65,20 +65,40 @@ func (portable) most() int { return maxCopied }
 
 func (portable) close() error { return nil }
 
+// growth is what a memory may grow to.
+type growth struct {
+	limit  uint64
+	over   bool // what was asked for last is more
+	shrunk int  // what shrink said; -1: nothing
+}
+
+func newGrowth(limit uint64) growth { return growth{limit: limit, shrunk: -1} }
+
+// grow answers a call of Reallocate: which size to take on, or that it is too much.
+func (g *growth) grow(size uint64) (uint64, bool) {
+	if n := g.shrunk; n >= 0 {
+		g.shrunk = -1
+		return uint64(n), true
+	}
+	g.over = size > g.limit
+	return size, !g.over
+}
+
+func (g *growth) shrink(size int)   { g.shrunk = size }
+func (g *growth) restrict(n uint64) { g.limit, g.over = n, false }
+func (g *growth) refused() bool     { return g.over }
+
 // heap is a memory in Go's heap. What is beyond its length and within its capacity is zero.
 type heap struct {
-	b      []byte
-	limit  uint64
-	most   uint64 // what restrict said
-	shrunk int    // what shrink said; -1: nothing
+	growth
+	b []byte
 }
 
 // Reallocate implements experimental.LinearMemory.
 func (h *heap) Reallocate(size uint64) []byte {
+	size, ok := h.grow(size)
 	switch {
-	case h.shrunk >= 0:
-		h.b, h.shrunk = h.b[:h.shrunk], -1
-	case size > min(h.most, h.limit):
+	case !ok:
 		return nil
 	case size > uint64(cap(h.b)):
 		b := make([]byte, size, max(size, min(2*uint64(cap(h.b)), h.limit)))
@@ -105,9 +125,5 @@ func (h *heap) reset(img *image) error {
 	clear(h.b[copy(h.b, img.bytes):])
 	return nil
 }
-
-func (h *heap) shrink(size int) { h.shrunk = size }
-
-func (h *heap) restrict(most uint64) { h.most = most }
 
 var errSmaller = errors.New("memory is smaller than its image")

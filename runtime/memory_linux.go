@@ -57,7 +57,7 @@ func (p *mapped) allocate(limit uint64) (memory, error) {
 	}
 	// One byte must not make two megabytes dirty. Without support for huge pages there is nothing to turn off.
 	_ = unix.Madvise(space, unix.MADV_NOHUGEPAGE)
-	return &mapping{by: p, space: space, limit: limit, most: limit, shrunk: -1}, nil
+	return &mapping{growth: newGrowth(limit), by: p, space: space}, nil
 }
 
 func (p *mapped) image(b []byte) (*image, error) {
@@ -118,12 +118,10 @@ func isZero(b []byte) bool {
 
 // mapping is one memory.
 type mapping struct {
-	by     *mapped
-	space  []byte // all that is reserved
-	limit  uint64
-	most   uint64 // what restrict said
-	size   int    // what the guest has
-	shrunk int    // what shrink said; -1: nothing
+	growth
+	by    *mapped
+	space []byte // all that is reserved
+	size  int    // what the guest has
 
 	spans   []span
 	regions []region // for PAGEMAP_SCAN
@@ -132,14 +130,11 @@ type mapping struct {
 
 // Reallocate implements experimental.LinearMemory. The memory never moves.
 func (m *mapping) Reallocate(size uint64) []byte {
-	switch {
-	case m.shrunk >= 0:
-		m.size, m.shrunk = m.shrunk, -1
-	case size > min(m.most, m.limit):
+	size, ok := m.grow(size)
+	if !ok {
 		return nil
-	default:
-		m.size = int(size)
 	}
+	m.size = int(size)
 	return m.space[:m.size:m.size]
 }
 
@@ -150,10 +145,6 @@ func (m *mapping) Free() {
 		m.space = nil
 	}
 }
-
-func (m *mapping) shrink(size int) { m.shrunk = size }
-
-func (m *mapping) restrict(most uint64) { m.most = most }
 
 func (m *mapping) adopt(img *image) error {
 	if m.size < len(img.bytes) {

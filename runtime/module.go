@@ -20,10 +20,9 @@ type Module struct {
 	name      string
 	abi       ABI
 	why       string
-	limits    Limits
+	own       terms
 	driver    driver
 	instances instances
-	grants    *host.Grants
 	around    surroundings
 
 	mu     sync.Mutex
@@ -32,6 +31,21 @@ type Module struct {
 }
 
 var _ job.Runner = (*Module)(nil)
+
+// terms are what a job of a module may use.
+type terms struct {
+	limits Limits
+	grants *host.Grants
+}
+
+// Within returns a Runner of m's jobs that holds them to l as well: of each limit the smaller one counts, so that m's own are
+// never widened. It may be used as long as m.
+func (m *Module) Within(l Limits) job.Runner {
+	l = m.own.limits.Within(l)
+	l.Memory = int64(l.pages()) * pageSize
+	t := terms{l, l.grants(*m.own.grants)}
+	return job.RunnerFunc(func(ctx context.Context, j *job.Job) (*job.Result, error) { return m.runWithin(ctx, j, t) })
+}
 
 // Name is the module's name in the configuration.
 func (m *Module) Name() string { return m.name }
@@ -43,7 +57,7 @@ func (m *Module) Digest() string { return m.code.digest }
 func (m *Module) ABI() (ABI, string) { return m.abi, m.why }
 
 // Limits are the module's limits.
-func (m *Module) Limits() Limits { return m.limits }
+func (m *Module) Limits() Limits { return m.own.limits }
 
 // Imports are the functions that the module asks for; the modules they come from name capabilities.
 func (m *Module) Imports() []Func { return m.code.imports }
@@ -53,13 +67,17 @@ func (m *Module) Imports() []Func { return m.code.imports }
 //   - KindFailed, KindRetry: the guest's own verdict.
 //   - KindTrap: the guest crashed, or ended with a number that is no verdict.
 //   - KindTimeout: the time limit, the job's own timeout or the deadline of ctx passed.
-//   - KindLimit: output or headers over the limit.
+//   - KindLimit: fuel, memory, depth, host calls, output or headers over the limit.
 //   - KindDenied, KindUpstream, KindLimit: the guest crashed right after a capability was refused or failed.
 //   - KindUnavailable: ctx was cancelled, or the module was closed; it wraps the reason, and no attempt is to be counted.
 //   - KindInternal: a fault of the sidecar.
 //
 // Run never panics.
-func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
+func (m *Module) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
+	return m.runWithin(ctx, j, m.own)
+}
+
+func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			m.engine.cfg.Log.Error("host panicked while it ran a guest", "module", m.name, "panic", p, "stack", string(debug.Stack()))
@@ -70,26 +88,26 @@ func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err erro
 		return nil, err
 	}
 	defer m.runs.Done()
-	release, err := m.engine.reserve(ctx, m.limits.Memory)
+	release, err := m.engine.reserve(ctx, t.limits.Memory)
 	if err != nil {
 		return nil, m.failed(job.Errorf(job.KindUnavailable, "wait for memory: %w", err))
 	}
 	defer release()
 
 	start := time.Now()
-	limit := m.limits.Time
+	limit := t.limits.Time
 	if j.Timeout > 0 {
 		limit = min(limit, j.Timeout)
 	}
 	if d, ok := ctx.Deadline(); ok {
 		limit = min(limit, max(time.Until(d), 0))
 	}
-	call := host.NewCall(m.grants, j)
-	e := ended{code: m.code, parent: ctx, limit: limit, most: m.limits.Memory, call: call}
+	call := host.NewCall(t.grants, j)
+	e := ended{code: m.code, parent: ctx, limit: limit, most: t.limits.Memory, call: call}
 	var cancel context.CancelFunc
 	e.ctx, cancel = context.WithTimeout(ctx, limit)
 	defer cancel()
-	m.run(&e)
+	m.run(&e, t.limits)
 	call.End()
 	if err := e.verdict(); err != nil {
 		return nil, m.failed(err)
@@ -106,9 +124,9 @@ func (m *Module) Run(ctx context.Context, j *job.Job) (res *job.Result, err erro
 }
 
 // run takes the job through an instance and fills in how it ended.
-func (m *Module) run(e *ended) {
+func (m *Module) run(e *ended, limits Limits) {
 	deadline, _ := e.ctx.Deadline()
-	r := &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(m.limits, deadline)}
+	r := &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
 	ctx := r.context(e.ctx)
 	in, err := m.instances.get(ctx, r)
 	if err != nil {
@@ -116,12 +134,19 @@ func (m *Module) run(e *ended) {
 		return
 	}
 	defer func() { m.instances.put(in, e.err) }()
+	before := in.size()
+	if int64(before) > limits.Memory {
+		e.err = &host.Fault{Kind: job.KindLimit, Err: ErrMemory, Text: fmt.Sprintf("%v: the guest has %s to begin with, and %s is allowed (limits.memory)",
+			ErrMemory, size(int64(before)), size(limits.Memory))}
+		return
+	}
 	e.err = errPanicked // stands unless the driver returns
 	e.err = m.driver.run(ctx, in, e.call)
 	e.fuel = r.meter.burnt()
-	if m.code.memory {
-		e.memory = in.module.Memory().Size()
-	}
+	e.memory = in.size()
+	// A guest that declares how much memory it wants at most, and takes more, is not limited by us.
+	e.refused = in.wantsMore() && int64(m.code.rewritten.Memory.Max)*pageSize >= limits.Memory
+	in.bytes += int64(len(e.call.Job.Body)) + int64(len(e.call.Output())) + int64(e.memory-before)
 }
 
 // errPanicked is how a run ended of which a fault of the host made an end.

@@ -35,10 +35,11 @@ const (
 	IsolationReuse Isolation = "reuse"
 )
 
-// When an instance is not used again.
+// When an instance is not used again, whatever it looks like.
 const (
 	maxJobs    = 100_000
 	maxCrashes = 64
+	maxBytes   = 64 << 30    // that its jobs read, wrote and took as memory, all together
 	maxIdle    = 64          // that wait already
 	idleFor    = time.Minute // for which it was not needed
 )
@@ -78,6 +79,10 @@ type snapshot struct {
 
 func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	in, snap := p.take()
+	if in != nil && p.reuse && int64(in.size()) > r.limits.Memory {
+		in.close() // another job took more than this one may
+		in = nil
+	}
 	if in != nil {
 		r.call.Lender = in
 	} else {
@@ -98,6 +103,7 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 		}
 	}
 	in.jobs++
+	in.allow(r.limits.Memory)
 	r.meter.start(in)
 	p.prepare(in, r)
 	if in.frozen == nil && snap != nil {
@@ -163,7 +169,7 @@ func (p *pool) put(in *instance, err error) {
 	if crash {
 		in.crashes++
 	}
-	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || errors.Is(err, ErrDepth) || p.reuse && crash {
+	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || in.bytes >= maxBytes || overflowed(err) || p.reuse && crash {
 		in.close()
 		return
 	}
@@ -199,6 +205,15 @@ func (p *pool) put(in *instance, err error) {
 	if old != nil {
 		old.close()
 	}
+}
+
+// overflowed says whether a guest was stopped for its calls within calls: its stack, which never shrinks, is then at its largest.
+func overflowed(err error) bool {
+	if err == nil {
+		return false
+	}
+	trap, ok := trapOf(firstLine(err.Error()))
+	return errors.Is(err, ErrDepth) || ok && trap == overflow
 }
 
 // crashed says whether a run that ended with err ended in the middle.

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	goruntime "runtime"
 	"strings"
 	"time"
@@ -16,15 +17,16 @@ import (
 
 // ended is everything there is to know about a guest's run when it is over.
 type ended struct {
-	code   *code
-	err    error           // what the driver returned
-	parent context.Context // the job's
-	ctx    context.Context // the guest's: parent, and the module's limit
-	limit  time.Duration   // which time it had
-	fuel   uint64
-	memory uint32 // bytes of linear memory at the end
-	most   int64  // bytes it could have had
-	call   *host.Call
+	code    *code
+	err     error           // what the driver returned
+	parent  context.Context // the job's
+	ctx     context.Context // the guest's: parent, and the module's limit
+	limit   time.Duration   // which time it had
+	fuel    uint64
+	memory  uint32 // bytes of linear memory at the end
+	most    int64  // bytes it could have had
+	refused bool   // the last growth that it asked for would have been more
+	call    *host.Call
 }
 
 // verdict says how the job ended: nil for success, else a *job.Error. In order: what stopped the guest from outside, what the
@@ -97,15 +99,13 @@ func (e ended) crash(err error) error {
 		return e.troubled(job.Errorf(job.KindTrap, "%s%s", job.CleanText(first), e.where(text)))
 	case errors.As(err, &broken) || strings.HasSuffix(first, "(recovered by wazero)"):
 		return job.Errorf(job.KindInternal, "host function failed: %s", job.CleanText(first))
+	case wasm && trap == overflow:
+		return e.stopped(fmt.Errorf("%w%s: the engine has no room for more calls within calls", ErrDepth, job.CleanText(e.where(text))))
 	case wasm:
 		trap = job.CleanText(trap + e.where(text))
 		words := e.call.LastWords()
 		if words != "" {
 			words = ": " + words
-		}
-		if int64(e.memory) > e.most-e.most/8 {
-			return e.troubled(job.Errorf(job.KindTrap, "%s, %w: %s of %s of memory in use (limits.memory)%s",
-				trap, ErrMemory, size(int64(e.memory)), size(e.most), words))
 		}
 		return e.troubled(job.Errorf(job.KindTrap, "%s%s", trap, words))
 	case errors.Is(e.parent.Err(), context.Canceled):
@@ -116,9 +116,11 @@ func (e ended) crash(err error) error {
 	return job.Errorf(job.KindInternal, "%s", job.CleanText(first))
 }
 
+// overflow is the one trap that wazero does not always mark.
+const overflow = "stack overflow"
+
 // trapOf takes the trap out of the first line of wazero's error; ok is false when it is none.
 func trapOf(line string) (trap string, ok bool) {
-	const overflow = "stack overflow" // the one trap that wazero does not always mark
 	if _, trap, ok = strings.Cut(line, "wasm error: "); ok {
 		return trap, true
 	}
@@ -132,8 +134,6 @@ func (e ended) stopped(why error) error {
 		return e.brokenOff()
 	case errors.Is(why, ErrDeadline):
 		return e.timedOut()
-	case errors.Is(why, ErrDepth):
-		return e.troubled(job.Errorf(job.KindTrap, "%w", why))
 	}
 	return e.troubled(job.Errorf(job.KindLimit, "%w", why))
 }
@@ -148,11 +148,14 @@ func (e ended) timedOut() error {
 
 // troubled explains a crash by the refusal or failure that the guest met with just before and did not handle.
 func (e ended) troubled(err *job.Error) error {
-	t := e.call.Trouble()
-	if t == nil {
-		return err
+	if t := e.call.Trouble(); t != nil {
+		return job.Errorf(t.Kind, "%w; not handled by the guest: %w", t, err)
 	}
-	return job.Errorf(t.Kind, "%w; not handled by the guest: %w", t, err)
+	if e.refused && err.Kind == job.KindTrap {
+		return job.Errorf(job.KindLimit, "%w: the guest had %s and asked for more than %s (limits.memory); not handled by the guest: %w",
+			ErrMemory, size(int64(e.memory)), size(e.most), err)
+	}
+	return err
 }
 
 func firstLine(s string) string {

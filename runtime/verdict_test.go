@@ -30,10 +30,10 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{name: "trap", guest: "trap", kind: job.KindTrap, texts: []string{`module "trap"`, "unreachable in handle"}},
 		{name: "endless loop", guest: "loop", change: short, kind: job.KindTimeout, texts: []string{"100ms", "deadline exceeded"}},
-		{name: "memory bomb", guest: "grow", change: small, kind: job.KindTrap, texts: []string{"unreachable", "1 MiB of 1 MiB of memory in use"}},
+		{name: "memory bomb", guest: "grow", change: small, kind: job.KindLimit, texts: []string{"out of memory", "had 1 MiB and asked for more than 1 MiB (limits.memory)", "unreachable"}},
 		{name: "job before handle", guest: "early", kind: job.KindTrap, texts: []string{"guest called input_len while it initialized", "in _initialize"}},
 		{name: "table bomb", guest: "tables", kind: job.KindTrap, texts: []string{"unreachable in handle"}},
-		{name: "recursion", guest: "recurse", change: long, kind: job.KindTrap, texts: []string{"stack overflow"}},
+		{name: "recursion", guest: "recurse", change: long, kind: job.KindLimit, texts: []string{"stack overflow"}},
 		{name: "pointer out of bounds", guest: "oob", kind: job.KindTrap, texts: []string{"pointer to output out of bounds", "2147483647 bytes at 4294967280"}},
 		{name: "exit 0", guest: "exit3", in: "0", kind: job.KindOK},
 		{name: "exit 3", guest: "exit3", kind: job.KindTrap, texts: []string{"exit code 3: leaving"}},

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/tetratelabs/wazero/sys"
+
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 )
 
@@ -22,6 +24,7 @@ const (
 type Grants struct {
 	Module    string            // the module's name, for the log
 	Config    map[string]string // what config_get answers from
+	Calls     int64             // most calls of host functions, WASI's included; 0: unlimited
 	Output    int64             // most bytes of a result
 	Log       int64             // most bytes of log lines per call
 	LogLines  int               // most log lines per call
@@ -67,6 +70,8 @@ type Lender interface {
 	// that leaves room for, until the next Lend that is granted.
 	Lend(n int64) bool
 }
+// ErrCalls is what a Fault wraps that stopped a guest which called too many host functions.
+var ErrCalls = errors.New("too many calls of host functions")
 
 // Call is one run of one guest. It belongs to the goroutine that runs the guest.
 type Call struct {
@@ -79,8 +84,9 @@ type Call struct {
 	// Lender must be set before an Extism plug-in is called.
 	Lender Lender
 
-	used    bool // the guest has called a host function
-	ready   bool // false while the guest initializes: it has no job then
+	used    bool  // the guest has called a host function
+	calls   int64 // of host functions since it was initialized
+	ready   bool  // false while the guest initializes: it has no job then
 	out     []byte
 	header  job.Header
 	verdict *job.Error
@@ -95,14 +101,34 @@ type Call struct {
 // NewCall makes the call for a job.
 func NewCall(g *Grants, j *job.Job) *Call { return &Call{Grants: g, Job: j} }
 
-// Begin says that the guest is initialized: from now on it may see its job.
+// Begin says that the guest is initialized: from now on it may see its job, and its calls count.
 func (c *Call) Begin() {
-	c.ready = true
+	c.ready, c.calls = true, 0
 	if c.extism != nil { // what it was given before its job is not the job's
 		c.extism = nil
 		c.Lender.Lend(0)
 	}
 }
+
+// Count is told of each call of a host function before it is served. It panics with a Fault when there are more than the guest
+// may make, and stops a guest whose time is over: calls burn little fuel, so one that does nothing else would be asked late.
+func (c *Call) Count(ctx context.Context) {
+	c.calls++
+	if c.Grants.Calls > 0 && c.calls > c.Grants.Calls {
+		panic(&Fault{Kind: job.KindLimit, Err: ErrCalls,
+			Text: ErrCalls.Error() + ": the limit is " + strconv.FormatInt(c.Grants.Calls, 10) + " (limits.host_calls)"})
+	}
+	if c.calls%lookEvery == 0 && ctx.Err() != nil {
+		panic(sys.NewExitError(sys.ExitCodeContextCanceled))
+	}
+}
+
+// lookEvery is after how many calls of host functions the time is looked at.
+const lookEvery = 16
+
+// Counted is how many calls Count was told of, and SetCounted makes it so for a guest that goes on where it had made as many.
+func (c *Call) Counted() int64     { return c.calls }
+func (c *Call) SetCounted(n int64) { c.calls = n }
 
 // End writes out what is left of the guest's unfinished log lines.
 func (c *Call) End() {

@@ -56,6 +56,7 @@ func Instantiate(ctx context.Context, rt wazero.Runtime, name string) error {
 		b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, stack []uint64) {
 			c := callOf(ctx)
 			c.used = true
+			c.Count(ctx)
 			f.call(ctx, c, m, stack)
 		}), f.params, f.results).WithName(f.name).Export(f.name)
 	}

@@ -2,13 +2,13 @@ package rewrite
 
 // meter writes function bodies with what counts fuel and depth.
 type meter struct {
-	m           *module
-	fuel, depth uint32 // global indexes
-	refuel      uint32 // function index in the result
-	funcs       func(uint32) uint32
-	types       map[string]uint32 // block types () -> results by the results
-	maxMemory   uint32            // pages
-	maxTable    []uint32          // elements, by table
+	m                    *module
+	fuel, depth, refused uint32 // global indexes
+	refuel               uint32 // function index in the result
+	funcs                func(uint32) uint32
+	types                map[string]uint32 // block types () -> results by the results
+	maxMemory            uint32            // pages
+	maxTable             []uint32          // elements, by table
 
 	// of the function being written
 	out               []byte
@@ -215,7 +215,8 @@ func (w *meter) dynamic(op opcode, arg int64) {
 	w.subtracted()
 }
 
-// grow charges for a growth within the limit and turns any other into one that fails for certain.
+// grow charges for a growth within the limit and turns any other into one that fails for certain, of which it makes a note where
+// it is memory that was asked for.
 func (w *meter) grow(size opcode, index, limit uint32, cost int64) {
 	w.local(opLocalTee, w.size)
 	w.op(opI64ExtendU)
@@ -225,9 +226,18 @@ func (w *meter) grow(size opcode, index, limit uint32, cost int64) {
 	w.i64(int64(limit))
 	w.op(opI64GtU)
 	w.begin(opIf)
+	if size == opMemorySize {
+		w.local(opLocalGet, w.size)
+		w.op(opI64ExtendU)
+		w.global(opGlobalSet, w.refused)
+	}
 	w.out = appendSigned(appendOp(w.out, opI32Const), -1)
 	w.local(opLocalSet, w.size)
 	w.op(opElse)
+	if size == opMemorySize {
+		w.i64(0)
+		w.global(opGlobalSet, w.refused)
+	}
 	if cost == 1 {
 		cost = 0 // nothing to multiply by
 	}

@@ -35,7 +35,7 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 		return i
 	}
 	w.refuel = imports
-	w.fuel, w.depth = uint32(len(m.globals)), uint32(len(m.globals))+1
+	w.fuel, w.depth, w.refused = uint32(len(m.globals)), uint32(len(m.globals))+1, uint32(len(m.globals))+2
 	v := &verdict{}
 	v.module(m)
 	bodies, err := m.bodies(w, v)
@@ -111,7 +111,7 @@ func (m *module) blockOf(results []byte) int {
 	return slices.IndexFunc(m.types, func(t funcType) bool { return len(t.params) == 0 && slices.Equal(t.results, results) })
 }
 
-// exportState adds the globals for fuel and depth and the exports of all mutable globals.
+// exportState adds the globals for fuel, depth and refused growth and the exports of all mutable globals.
 func (m *module) exportState(out *Module, prefix string) {
 	add := func(name string, i int) string {
 		m.exports = append(m.exports, export{prefix + name, kindGlobal, uint32(i)})
@@ -124,7 +124,8 @@ func (m *module) exportState(out *Module, prefix string) {
 	}
 	counter := global{typ: I64, mutable: true, init: constExpr{op: opI64Const}}
 	out.Fuel, out.Depth = add("fuel", len(m.globals)), add("depth", len(m.globals)+1)
-	m.globals = append(m.globals, counter, counter)
+	out.Refused = add("refused", len(m.globals)+2)
+	m.globals = append(m.globals, counter, counter, counter)
 }
 
 // limit applies the limits of opt.

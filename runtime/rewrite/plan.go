@@ -36,8 +36,13 @@ type plan struct {
 	checks  bool // needs a local for fuel
 }
 
-// weight is the depth that a call of the function costs.
-func (p *plan) weight() int64 { return 1 + (int64(p.locals)+int64(p.height))/FrameValues }
+// weight is the depth that a call of the function costs. Compilers keep values of very large frames more than once.
+func (p *plan) weight() int64 {
+	values := int64(p.locals) + int64(p.height)
+	return 1 + values/FrameValues + max(0, values-largeFrame)/FrameValues*3
+}
+
+const largeFrame = 256
 
 // cached reports whether fuel is kept in a local between calls, which pays from a few regions on.
 func (p *plan) cached() bool { return len(p.regions) > cacheFrom }

@@ -6,7 +6,8 @@ const (
 	HostCallCost = 64
 	// GrowCost is the fuel that a page of memory costs when it is asked for.
 	GrowCost = 1024
-	// FrameValues is the number of values (parameters, locals, operands) in a frame that cost one more unit of depth.
+	// FrameValues is the number of values (parameters, locals, operands) in a frame that cost one more unit of depth; beyond 256
+	// they cost four.
 	FrameValues = 16
 )
 
@@ -73,6 +74,10 @@ type Module struct {
 	// before each outermost call, for a trap leaves it lowered, and Fuel as it sees fit. What was burnt is what was granted minus
 	// what is left. Pure recursion to a depth of 32768 takes up to 9 MB of wazero's stack.
 	Fuel, Depth string
+
+	// Refused is the exported name of a mutable i64 global, which the guest's code sets to the number of pages whenever a growth of
+	// memory asks for more than Memory.Max allows, and to zero whenever one does not.
+	Refused string
 
 	// Start is the exported name of the start function, of type () -> (), which the host calls after the instantiation;
 	// empty without one.

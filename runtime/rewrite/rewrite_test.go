@@ -225,7 +225,8 @@ func TestMemoryLimit(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			wasm := grow(tc.limits...)
-			if out := mustRewrite(t, wasm, rewrite.Options{MaxPages: tc.max}); *out.Memory != tc.want {
+			out := mustRewrite(t, wasm, rewrite.Options{MaxPages: tc.max})
+			if *out.Memory != tc.want {
 				t.Errorf("got %+v, want %+v", *out.Memory, tc.want)
 			}
 			h := newHost(t, wazero.NewRuntimeConfigInterpreter(), &rewrite.Options{MaxPages: tc.max})
@@ -237,6 +238,13 @@ func TestMemoryLimit(t *testing.T) {
 			for _, g := range []struct{ by, want uint64 }{{beyond, 1<<32 - 1}, {1<<32 - 1, 1<<32 - 1}, {tc.grow, 1}, {beyond - tc.grow, 1<<32 - 1}, {0, 1 + tc.grow}} {
 				if res, err := h.call(m, "f", g.by); err != nil || res[0] != g.want {
 					t.Errorf("grow by %d: got %v, %v, want %d", g.by, res, err, g.want)
+				}
+				refused := uint64(0)
+				if g.want == 1<<32-1 {
+					refused = g.by
+				}
+				if got := counter(m, out.Refused).Get(); got != refused {
+					t.Errorf("grow by %d: %d pages are noted as refused, want %d", g.by, got, refused)
 				}
 			}
 			if _, ok := m.Memory().Grow(1); ok != tc.growMore {

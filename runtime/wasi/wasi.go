@@ -31,6 +31,8 @@ type Process struct {
 	Stderr io.Writer // the same
 	Start  time.Time // where the monotonic clock begins; the same for all jobs of a guest
 
+	// Counter is told of each call before it is served and may panic to stop the guest; may be nil.
+	Counter Counter
 	// BeforeRead is called once, before the guest first reads from stdin; may be nil. r is the read that is about to be.
 	BeforeRead func(ctx context.Context, r Read)
 
@@ -38,6 +40,11 @@ type Process struct {
 	read  int // how much of Stdin was read
 	acted bool
 	drew  bool
+}
+
+// Counter counts the calls of a guest.
+type Counter interface {
+	Count(ctx context.Context)
 }
 
 // Acted says whether the guest has written anything or asked what there is to read.
@@ -114,7 +121,11 @@ func Instantiate(ctx context.Context, rt wazero.Runtime) error {
 			results = nil
 		}
 		b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, stack []uint64) {
-			if e := f.call(ctx, processOf(ctx), m.Memory(), stack); !f.void {
+			p := processOf(ctx)
+			if p.Counter != nil {
+				p.Counter.Count(ctx)
+			}
+			if e := f.call(ctx, p, m.Memory(), stack); !f.void {
 				stack[0] = uint64(e)
 			}
 		}), params, results).WithName(f.name).Export(f.name)
@@ -215,13 +226,20 @@ func schedYield(context.Context, *Process, api.Memory, []uint64) errno {
 	return eOK
 }
 
-func randomGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+func randomGet(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno {
 	p.drew = true
 	b, ok := m.Read(uint32(stack[0]), uint32(stack[1]))
 	if !ok {
 		return eFAULT
 	}
-	_, _ = rand.Read(b) // never fails
+	const atOnce = 1 << 20
+	for ; len(b) > atOnce && ctx.Err() == nil; b = b[atOnce:] {
+		_, _ = rand.Read(b[:atOnce]) // never fails
+	}
+	if ctx.Err() != nil {
+		panic(sys.NewExitError(sys.ExitCodeContextCanceled))
+	}
+	_, _ = rand.Read(b)
 	return eOK
 }
 
