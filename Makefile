@@ -7,10 +7,10 @@ COUNT    ?= 1
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check vet lint bench fuzz soak guests services clean
+.PHONY: help build demo test check vet lint bench bench-extism fuzz soak guests services clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## bin/wasmsidecar, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/wasmsidecar ./cmd/wasmsidecar
@@ -32,6 +32,9 @@ lint: ## golangci-lint (the first run builds it: two minutes)
 
 bench: services ## benchmarks, with ratios to the raw clients
 	. ./.services/env && GOGC=400 $(GO) test -p=1 -timeout=60m -run '^$$' -bench . -benchmem ./...
+
+bench-extism: ## the same plug-ins here and under Extism's Go SDK, with ratios; their outcomes too
+	cd scripts/extismcompare && $(GO) test ./... && GOGC=400 $(GO) run .
 
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	scripts/fuzz $(FUZZTIME)
