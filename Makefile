@@ -7,7 +7,7 @@ COUNT    ?= 1
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check vet lint bench bench-extism fuzz soak guests services clean
+.PHONY: help build demo test check vet lint bench bench-extism fuzz soak ledger guests services clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +41,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 
 soak: ## the tests that crash and cut, over and over: COUNT=20 times unless said
 	@scripts/test -race -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
+
+ledger: services ## 100 000 jobs over each broker through kills, restarts and cuts: the table of docs/ledger.md (half an hour); LEDGER= more flags
+	. ./.services/env && $(GO) test -v -run CrashLedger -count=1 -parallel=1 -timeout=4h ./internal/ledger -args -ledger.full -ledger.jobs=100000 \
+		-ledger.spread=6m -ledger.replicas=3 -ledger.kills=30 -ledger.restarts=3 -ledger.cuts=3 -ledger.lease=6s \
+		-ledger.out=$(CURDIR)/docs/ledger.md $(LEDGER)
 
 guests: ## the committed example modules from their sources (its head says which compilers)
 	examples/guests/build.sh

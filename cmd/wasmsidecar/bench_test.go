@@ -22,8 +22,8 @@ func BenchmarkStart(b *testing.B) {
 	}
 	var ready, memory []float64
 	for b.Loop() {
-		admin := freeAddr(b)
-		cmd := exec.Command(bin, "run", "--dir", b.TempDir(), "--listen", freeAddr(b), "--admin", admin,
+		admin := freeAddress(b)
+		cmd := exec.Command(bin, "run", "--dir", b.TempDir(), "--listen", freeAddress(b), "--admin", admin,
 			filepath.Join(guests, "echo.wasm"), filepath.Join(guests, "upper.wasm"), filepath.Join(guests, "adder.wasm"))
 		cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+cache)
 		began := time.Now()
@@ -55,6 +55,26 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(ready[len(ready)/2], "ms-to-ready")
 	b.ReportMetric(memory[len(memory)/2], "MB-idle")
+}
+
+// buildBinary builds the command as it is released.
+func buildBinary(t testing.TB) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "wasmsidecar")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// freeAddress is a loopback address that nobody listens at.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	addr, err := freeListen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
 }
 
 // resident returns the resident memory of a process in MB.

@@ -119,7 +119,7 @@ func TestDocumentsHold(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#]+)\)`)
 	for _, name := range []string{
 		"README.md", "ARCHITECTURE.md", "RATIONALE.md", "CHANGELOG.md", "CONTRIBUTING.md",
-		"docs/command.md", "docs/configuration.md", "docs/operations.md", "docs/wire.md", "docs/guests.md",
+		"docs/command.md", "docs/configuration.md", "docs/operations.md", "docs/wire.md", "docs/guests.md", "docs/ledger.md",
 	} {
 		text := document(t, name)
 		if strings.Contains(strings.ToLower(text), "exactly "+"once") {

@@ -20,6 +20,6 @@ func Points() []Point {
 	return []Point{AfterClaim, AfterRun, AfterRecord, AfterPublish, BeforeSettle, DuringDrain}
 }
 
-// Env is the environment variable by which a test build is told where to die: a point, a colon, and how many times it is passed
-// before, for instance "after-run:17".
+// Env is the environment variable by which a test build is told where to die once it has had SIGUSR1: a point, a colon, and how many
+// times it is passed before, for instance "after-run:17".
 const Env = "WASMSIDECAR_CRASH"

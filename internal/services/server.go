@@ -36,6 +36,8 @@ type Server struct {
 	container string // its name, where the server is one and binary is docker
 	answer    string // what the server says first, to a PING if it waits for one
 	ping      string
+	hello     func(net.Conn) error // in place of both; nil for none
+	patience  time.Duration        // to start
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -123,17 +125,23 @@ func natsBinary(t testing.TB) string {
 
 func newServer(t testing.TB, name, binary string) *Server {
 	t.Helper()
-	// Found free and let go; another process may take the port before the server does, and then the start fails by name.
+	s := &Server{Addr: freeAddr(t), Dir: t.TempDir(), t: t, name: name, binary: binary, patience: startTimeout}
+	t.Cleanup(func() { s.signal(syscall.SIGKILL) })
+	return s
+}
+
+// freeAddr finds a free loopback address and lets it go; another process may take it before a server does, and then the start fails
+// by name.
+func freeAddr(t testing.TB) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		err = l.Close()
+	}
 	if err != nil {
 		t.Fatalf("services: find a free port: %v", err)
 	}
-	s := &Server{Addr: l.Addr().String(), Dir: t.TempDir(), t: t, name: name, binary: binary}
-	if err := l.Close(); err != nil {
-		t.Fatalf("services: find a free port: %v", err)
-	}
-	t.Cleanup(func() { s.signal(syscall.SIGKILL) })
-	return s
+	return l.Addr().String()
 }
 
 // Start starts the server again after Stop or Kill and waits until it answers.
@@ -166,7 +174,7 @@ func (s *Server) Start() {
 	s.cmd, s.exited = cmd, exited
 	s.mu.Unlock()
 
-	deadline := time.Now().Add(startTimeout)
+	deadline := time.Now().Add(s.patience)
 	for {
 		err := s.probe()
 		if err == nil {
@@ -178,7 +186,7 @@ func (s *Server) Start() {
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("services: no answer from %s at %s within %s: %v; its log:\n%s", s.name, s.Addr, startTimeout, err, tail(logFile))
+			s.t.Fatalf("services: no answer from %s at %s within %s: %v; its log:\n%s", s.name, s.Addr, s.patience, err, tail(logFile))
 		}
 	}
 }
@@ -233,6 +241,9 @@ func (s *Server) probe() error {
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
 		return err
+	}
+	if s.hello != nil {
+		return s.hello(c)
 	}
 	if _, err := c.Write([]byte(s.ping)); err != nil {
 		return err

@@ -1,0 +1,118 @@
+//go:build unix
+
+package ledger
+
+import (
+	"slices"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/internal/crash"
+)
+
+// fault is one thing that went wrong.
+type fault struct {
+	at    time.Time
+	kill  bool
+	point crash.Point // of a kill at a named point
+}
+
+// lapse is a time in which a replica could not renew its leases, long enough for them to run out.
+type lapse struct {
+	replica  int
+	from, to time.Time
+}
+
+type misfortune int
+
+const (
+	killing misfortune = iota
+	restart
+	cutting
+)
+
+// misfortunes lets everything happen that the configuration wants, spread over the time.
+func (r *run) misfortunes() {
+	var plan []misfortune
+	plan = append(plan, slices.Repeat([]misfortune{killing}, r.cfg.Kills)...)
+	plan = append(plan, slices.Repeat([]misfortune{restart}, r.cfg.Restarts)...)
+	plan = append(plan, slices.Repeat([]misfortune{cutting}, r.cfg.Cuts)...)
+	r.dice.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
+	// Every other life ends at a point, all points in turn; where there are few kills every life does.
+	points, lives, named := crash.Points(), 0, 0
+	fate := func() crash.Point {
+		lives++
+		if lives%2 == 0 && r.cfg.Kills > 2*len(points) {
+			return ""
+		}
+		named++
+		return points[(named-1)%len(points)]
+	}
+	began, restarts, cuts := time.Now(), 0, 0
+	for i, what := range plan {
+		// At a random moment of its share of the time, in the first half, so that it is over before the next.
+		share := r.cfg.Spread / time.Duration(len(plan))
+		pause(r.t.Context(), time.Until(began.Add(share*time.Duration(i)+time.Duration(r.dice.Int64N(int64(share/2))))))
+		if r.t.Context().Err() != nil {
+			return
+		}
+		x := r.replicas[r.dice.IntN(len(r.replicas))]
+		switch what {
+		case killing:
+			at := x.fall()
+			r.happened(fault{time.Now(), true, at})
+			time.Sleep(time.Duration(r.dice.Int64N(int64(500 * time.Millisecond)))) // how long it stays away is what is random
+			x.start(fate())
+		case restart:
+			s := r.rig.servers[restarts%len(r.rig.servers)]
+			from := time.Now()
+			if restarts%3 == 1 {
+				s.Stop()
+			} else {
+				s.Kill()
+			}
+			r.happened(fault{at: from})
+			time.Sleep(time.Duration(r.dice.Int64N(int64(time.Second))))
+			s.Start()
+			r.away(from, r.replicas...)
+			restarts++
+		case cutting:
+			from, length := time.Now(), time.Second+time.Duration(r.dice.Int64N(int64(r.cfg.Lease/3)))
+			if cuts%3 == 2 {
+				length = r.cfg.Lease + r.cfg.Lease/2 // its leases run out
+			}
+			for _, p := range r.rig.proxies[x.n] {
+				if cuts%2 == 0 {
+					p.Cut()
+				} else {
+					p.Silence()
+				}
+			}
+			r.happened(fault{at: from})
+			time.Sleep(length)
+			for _, p := range r.rig.proxies[x.n] {
+				p.Restore()
+			}
+			r.away(from, x)
+			cuts++
+		}
+	}
+}
+
+func (r *run) happened(f fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = append(r.faults, f)
+}
+
+// away notes that replicas could not reach a server from a moment until now, if that was long.
+func (r *run) away(from time.Time, xs ...*replica) {
+	now := time.Now()
+	if now.Sub(from) < r.cfg.Lease/2 {
+		return // a third of a lease passes at most between two renewals
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range xs {
+		r.lapses = append(r.lapses, lapse{x.n, from, now})
+	}
+}
