@@ -146,7 +146,7 @@ func (x *replica) fall() crash.Point {
 			return "" // it drained without coming there
 		}
 		return l.point
-	case <-time.After(5 * time.Second):
+	case <-time.After(10 * time.Second): // it may have to wait for partitions
 		x.kill()
 		return ""
 	}
