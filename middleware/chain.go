@@ -37,10 +37,12 @@ type Config struct {
 	Publisher  transport.Publisher
 	Replier    transport.Publisher
 
-	Worker  string  // this process, as DRASM results name it
-	Claims  *Claims // nil: nothing is claimed or recorded (dedup: off)
-	Retry   RetryPolicy
-	Timeout time.Duration // of one attempt; 0 leaves it to the module's limits
+	Worker string  // this process, as DRASM results name it
+	Claims *Claims // nil: nothing is claimed or recorded (dedup: off)
+	// ClaimAlways has jobs claimed before they run even where running them twice could not be seen.
+	ClaimAlways bool
+	Retry       RetryPolicy
+	Timeout     time.Duration // of one attempt; 0 leaves it to the module's limits
 
 	Sink event.Sink
 	Log  *slog.Logger
@@ -63,7 +65,7 @@ func Chain(cfg Config) (job.Handler, error) {
 		Recover(cfg.Log),
 		Deadline(cfg.Timeout),
 		Retry(cfg.Retry, cfg.Sink),
-		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, cfg.Sink),
+		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), cfg.Sink),
 		Publish(out),
 		DeadLetter(out),
 		Correlate(),
@@ -72,6 +74,18 @@ func Chain(cfg Config) (job.Handler, error) {
 		h = s(h)
 	}
 	return h, nil
+}
+
+// pure asks a job's runner whether it is a job.Pure.
+func pure(cfg Config) func(*job.Job) bool {
+	if cfg.ClaimAlways {
+		return nil
+	}
+	return func(j *job.Job) bool {
+		r, err := cfg.Runner(j)
+		p, ok := r.(job.Pure)
+		return err == nil && ok && p.Pure()
+	}
 }
 
 // Run is the chain's end: it runs the job.

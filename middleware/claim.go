@@ -18,9 +18,12 @@ import (
 //
 // check says why an outcome could never be published; such an outcome is recorded as a failure instead. Without claims (nil)
 // nothing is taken or recorded, and the attempt counts from what the message says.
-func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Job, *job.Outcome) error, sink event.Sink) Stage {
+//
+// pure says of which jobs nobody could see that they ran twice. One of them, in a message that was never delivered before, runs
+// without a claim: the first to record its outcome is right, and whoever comes second emits that one.
+func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Job, *job.Outcome) error, pure func(*job.Job) bool, sink event.Sink) Stage {
 	return func(next job.Handler) job.Handler {
-		s := &claimStage{claims: claims, policy: policy, worker: worker, check: check, sink: sink, next: next}
+		s := &claimStage{claims: claims, policy: policy, worker: worker, check: check, pure: pure, sink: sink, next: next}
 		if claims == nil {
 			return s.unclaimed
 		}
@@ -36,6 +39,7 @@ type claimStage struct {
 	policy RetryPolicy
 	worker string
 	check  func(*job.Job, *job.Outcome) error
+	pure   func(*job.Job) bool
 	sink   event.Sink
 	next   job.Handler
 }
@@ -58,18 +62,13 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 }
 
 func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
-	cl, t, err := s.claims.take(ctx, x.Job)
+	cl, t, err := s.claims.take(ctx, x.Job, s.unseen(x.Job))
 	switch {
 	case err != nil:
 		return err
 	case t == nil:
-	case t.outcome != nil:
-		x.Outcome, x.Repeat = t.outcome, true
-		x.Job.Attempt = t.outcome.Attempts
-		x.Amend = s.amend(t.claim, x)
-		return nil
-	case t.silent:
-		x.Repeat = true
+	case t.outcome != nil, t.silent:
+		s.repeat(x, t)
 		return nil
 	case t.leave > 0:
 		x.Settlement = job.Settlement{Verb: job.Leave, After: t.leave}
@@ -118,6 +117,22 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	}
 	x.Outcome = s.outcome(x, err)
 	return s.record(ctx, cl, x)
+}
+
+// unseen says whether a job needs no claim before it runs: running it twice could not be seen, and this message cannot have been
+// delivered before. A job that may be tried once only is always claimed first, and so is one that was moved, whose record counts
+// its attempts.
+func (s *claimStage) unseen(j *job.Job) bool {
+	return !j.Redelivered && !j.Moved && j.Invalid == nil && s.policy.MaxAttempts != 1 && j.MaxAttempts != 1 && s.pure != nil && s.pure(j)
+}
+
+// repeat hands on what was recorded before, to be emitted again; nothing where its output is no longer kept.
+func (s *claimStage) repeat(x *job.Exchange, t *taken) {
+	x.Outcome, x.Repeat = t.outcome, true
+	if t.outcome != nil {
+		x.Job.Attempt = t.outcome.Attempts
+		x.Amend = s.amend(t.claim, x)
+	}
 }
 
 // amend replaces the outcome that cl recorded.
@@ -200,6 +215,14 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 			return nil
 		case errors.Is(err, errFenced):
 			return s.fenced(x, err)
+		case errors.Is(err, errRecorded):
+			t, rerr := cl.recorded(ctx, &cl.rec)
+			if rerr != nil {
+				x.Outcome = nil
+				return rerr
+			}
+			s.repeat(x, t)
+			return nil
 		case errors.Is(err, store.ErrTooLarge) && x.Outcome.Body != nil:
 			o := *x.Outcome
 			o.Kind, o.Err, o.Body, o.Header = job.KindLimit, job.CleanText(err.Error()), nil, nil

@@ -18,6 +18,10 @@ import (
 // recorded; what the other records counts.
 var errFenced = errors.New("the claim was lost to another owner")
 
+// errRecorded says that another has recorded the outcome of a job that ran unclaimed here: that one counts. The claim then holds
+// the other's record.
+var errRecorded = errors.New("another has recorded the outcome already")
+
 // ClaimsConfig is what Claims needs.
 type ClaimsConfig struct {
 	Route string
@@ -121,6 +125,7 @@ type claim struct {
 	rev     int64
 	written time.Time // local time of the last successful write
 	lost    bool
+	open    bool // nothing is written yet: the job runs unclaimed, and the first to record its outcome is right
 	crashed bool // the claim before this one ended without a word
 	suspect bool // it holds the process's slot for suspects
 	cancel  context.CancelCauseFunc
@@ -140,16 +145,25 @@ func (c *Claims) key(what string, j *job.Job) string {
 }
 
 // take claims a job. It returns the claim, or why there is none. An error means that the store could not say.
-func (c *Claims) take(ctx context.Context, j *job.Job) (*claim, *taken, error) {
+//
+// With open nothing is written: the claim is only this process's flight of the job, and its first write, whatever it says, is
+// made on the condition that there is no record yet. That is for jobs whose running twice nobody would see, in messages that
+// nobody can have had before: it saves the first of two round trips.
+func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *taken, error) {
 	cl := &claim{c: c, key: c.key("claim", j), bodyKey: c.key("result", j)}
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
 		c.mu.Unlock()
 		return nil, &taken{leave: min(c.cfg.Lease/8, 250*time.Millisecond)}, nil
 	}
+	nonce := c.cfg.Owner + "/" + j.Source
+	cl.rec, cl.open = first(nonce, c.cfg.Lease), open
 	c.active[cl.key] = cl
 	c.mu.Unlock()
-	t, err := cl.acquire(ctx, c.cfg.Owner+"/"+j.Source)
+	if open {
+		return cl, nil, nil
+	}
+	t, err := cl.acquire(ctx, nonce)
 	if err != nil || t != nil {
 		cl.forget()
 		return nil, t, err
@@ -162,7 +176,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	c := cl.c
 	cl.mu.Lock() // the heartbeat passes over a claim that is being written
 	defer cl.mu.Unlock()
-	rec := record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}
+	rec := first(nonce, c.cfg.Lease)
 	var rev int64
 	crashed := false
 	for {
@@ -186,7 +200,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		kv := r.Read[0]
 		crashed = false
 		if !kv.Exists() { // it expired between two rounds
-			rec, rev = record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: c.cfg.Lease}, 0
+			rec, rev = first(nonce, c.cfg.Lease), 0
 			continue
 		}
 		old, err := decodeRecord(kv.Value)
@@ -300,28 +314,50 @@ func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also 
 			return err
 		}
 		if r.Done {
-			cl.rec, cl.rev, cl.written = rec, r.Revision, sent
+			cl.rec, cl.rev, cl.written, cl.open = rec, r.Revision, sent, false
 			return nil
 		}
 		kv := r.Read[0]
 		if !kv.Exists() {
+			if cl.rev == 0 {
+				continue // another's record was there, and has expired
+			}
 			break
 		}
 		old, err := decodeRecord(kv.Value)
-		if err != nil || old.Token != rec.Token || old.Nonce != rec.Nonce {
+		if err != nil {
 			break
 		}
-		if string(kv.Value) == string(b) && old.State != running { // our own write, whose answer was lost
-			cl.rec, cl.rev, cl.written = rec, kv.Revision, sent
+		mine := old.Token == rec.Token && old.Nonce == rec.Nonce
+		if mine && string(kv.Value) == string(b) && old.State != running { // our own write, whose answer was lost
+			cl.rec, cl.rev, cl.written, cl.open = rec, kv.Revision, sent, false
 			return nil
+		}
+		switch {
+		case cl.open && old.State == done: // whoever records first is right
+			cl.rec, cl.rev, cl.open = *old, kv.Revision, false
+			return errRecorded
+		case cl.open && rec.State == done: // another has claimed it and is not done: its writes will be refused
+			rec.Token, rec.Crashes = old.Token+1, old.Crashes
+			if b, err = rec.encode(); err != nil {
+				return err
+			}
+		case !mine || cl.open:
+			cl.lose()
+			return errFenced
 		}
 		cl.rev = kv.Revision // an earlier write of ours went through unheard
 	}
+	cl.lose()
+	return errFenced
+}
+
+// lose ends a claim that another owner has taken.
+func (cl *claim) lose() {
 	cl.lost = true
 	if cl.cancel != nil {
 		cl.cancel(errFenced)
 	}
-	return errFenced
 }
 
 // forget ends the flight of the job in this process.

@@ -33,6 +33,11 @@ type record struct {
 	Apart    bool          `cbor:"10,keyasint,omitempty"` // the outcome's body lies under a key of its own, which expires earlier
 }
 
+// first is the record of a job's first claim.
+func first(nonce string, lease time.Duration) record {
+	return record{State: running, Token: 1, Nonce: nonce, Attempts: 1, Lease: lease}
+}
+
 // recordVersion is the first byte of every record. A sidecar refuses versions that it does not know.
 const recordVersion = 1
 
@@ -46,7 +51,7 @@ func (r *record) encode() ([]byte, error) {
 
 func decodeRecord(b []byte) (*record, error) {
 	if len(b) == 0 || b[0] != recordVersion {
-		return nil, fmt.Errorf("record has format %d, this sidecar knows %d: upgrade it", first(b), recordVersion)
+		return nil, fmt.Errorf("record has format %d, this sidecar knows %d: upgrade it", version(b), recordVersion)
 	}
 	r := &record{}
 	if err := cbor.Unmarshal(b[1:], r); err != nil {
@@ -58,7 +63,7 @@ func decodeRecord(b []byte) (*record, error) {
 	return r, nil
 }
 
-func first(b []byte) int {
+func version(b []byte) int {
 	if len(b) == 0 {
 		return -1
 	}

@@ -216,7 +216,8 @@ func (w *Window) carry(it *item) job.Settlement {
 	if s, early := w.early(it); early {
 		return s
 	}
-	decoded, j := x.Job, *x.Job // the chain may set the attempt; a second trip begins with what was decoded
+	decoded, j := x.Job, *x.Job // the chain may set the attempt; a second trip begins with what was decoded,
+	decoded.Redelivered = true  // and the job may have run by then
 	*x = job.Exchange{Job: &j, Received: x.Received, Draining: w.drain}
 	it.until, it.moves, it.scheduled = time.Time{}, 0, false
 	err := w.cfg.Handle(w.base, x)

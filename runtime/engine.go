@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"reflect"
 	goruntime "runtime"
 	"slices"
 	"strings"
@@ -127,6 +128,9 @@ type Allow struct {
 	HTTP []string // hosts that may be asked, as host.ParsePolicy reads them
 }
 
+// none says that nothing is granted, whatever capabilities are yet to come.
+func (a Allow) none() bool { return reflect.ValueOf(a).IsZero() }
+
 // Load compiles a module and returns it ready to run. The same bytes are compiled once, however many callers load them at the
 // same time; each gets a Module of its own, which is closed by Close or with the engine. An error is a *job.Error and says what
 // is wrong with the module (KindInvalid), or that the engine is closed or ctx ended (KindUnavailable).
@@ -218,6 +222,7 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 	if m.instances, err = e.isolate(m, cfg); err != nil {
 		return nil, err
 	}
+	m.pure = cfg.Allow.none() && cfg.Isolation != IsolationReuse
 	return m, nil
 }
 

@@ -24,6 +24,7 @@ type Module struct {
 	driver    driver
 	instances instances
 	around    surroundings
+	pure      bool
 
 	mu     sync.Mutex
 	closed bool
@@ -206,3 +207,7 @@ func (m *Module) Close(ctx context.Context) error {
 		return fmt.Errorf("close module %q: runs are still under way: %w", m.name, ctx.Err())
 	}
 }
+
+// Pure implements job.Pure: a module that was granted nothing, and whose instances are clean for every job, leaves no trace of a
+// job but its result.
+func (m *Module) Pure() bool { return m.pure }

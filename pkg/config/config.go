@@ -231,6 +231,9 @@ type Dedup struct {
 	// Results is how long its body is kept; after that a job seen again is settled without output, so it must outlast any
 	// outage of the result subject. Default: TTL.
 	Results time.Duration `yaml:"results" max:"8760h"`
+	// Claim says when a job is claimed before it runs. With auto, a module that was granted nothing runs the first delivery of a
+	// job without: nobody could see that it ran twice, and one outcome is recorded.
+	Claim string `yaml:"claim" enum:"auto|always"`
 }
 
 // Admin is the HTTP server for health and metrics.
@@ -304,7 +307,7 @@ func DefaultRoute() *Route {
 	return &Route{
 		Concurrency: 64, Order: "none", Envelope: "none",
 		Retry: Retry{MaxAttempts: 3, Backoff: time.Second, MaxBackoff: time.Minute, Jitter: "full", MaxCrashes: 3},
-		Dedup: Dedup{TTL: 24 * time.Hour},
+		Dedup: Dedup{TTL: 24 * time.Hour, Claim: "auto"},
 		Lease: 30 * time.Second, MaxBody: 1 << 20,
 	}
 }

@@ -75,3 +75,11 @@ type RunnerFunc func(ctx context.Context, j *Job) (*Result, error)
 
 // Run calls f.
 func (f RunnerFunc) Run(ctx context.Context, j *Job) (*Result, error) { return f(ctx, j) }
+
+// Pure is what a Runner implements besides whose work nobody but the caller can see: nothing is sent, stored or kept between jobs,
+// so that a job which ran twice, and of which one outcome counts, ran once for all the world. Such a job need not be claimed before
+// it runs.
+type Pure interface {
+	// Pure says whether that holds for this Runner. It never changes.
+	Pure() bool
+}

@@ -334,7 +334,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,
 				MaxBackoff: r.Retry.MaxBackoff, NoJitter: r.Retry.Jitter == "none",
 			},
-			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log,
+			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, ClaimAlways: r.Dedup.Claim == "always",
 		}
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{

@@ -69,7 +69,7 @@ func Open(ctx context.Context, client redis.UniversalClient, cfg Config) (*Store
 	if err := s.inspect(ctx); err != nil {
 		return nil, fmt.Errorf("open redis store: %w", err)
 	}
-	s.batch = newBatcher(client)
+	s.batch = newBatcher(client, s.scripts.swap)
 	// One transaction of each kind shows at once what the user may not do.
 	probe := s.names("")
 	if _, err := s.batch.do(ctx, s.scripts.txn, 0, txnArgs(probe, store.Txn{Read: []string{"/probe"}})...); err != nil {
@@ -95,7 +95,7 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	}
 	n := s.names(part)
 	if isSwap(t) {
-		reply, err := s.batch.do(ctx, s.scripts.swap, len(t.Then[0].Value)+300, swapArgs(n, t)...)
+		reply, err := s.batch.run(&call{ctx: ctx, swap: newSwap(n, t), size: len(t.Then[0].Value) + 300})
 		if err != nil {
 			return store.Reply{}, fmt.Errorf("redis transaction on %q: %w", t.Then[0].Key, err)
 		}
@@ -189,7 +189,7 @@ func (n names) set(set string) (order, scores string) {
 	return n.head + "z:" + name, n.head + "s:" + name
 }
 
-func swapArgs(n names, t store.Txn) []any {
+func newSwap(n names, t store.Txn) *swap {
 	o := t.Then[0]
 	want, read := "*", "0"
 	if len(t.If) > 0 {
@@ -198,7 +198,8 @@ func swapArgs(n names, t store.Txn) []any {
 	if len(t.Read) > 0 {
 		read = "1"
 	}
-	return []any{4, n.key(o.Key), n.counter, n.watch, n.expiries, want, nonce(), millis(o.TTL), string(o.Value), read}
+	load := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(o.Value)), rand.Uint64())
+	return &swap{names: n, key: n.key(o.Key), args: [4]any{want, millis(o.TTL), append(load, o.Value...), read}}
 }
 
 func txnArgs(n names, t store.Txn) []any {

@@ -24,52 +24,61 @@ import (
 // Redis has no rollback. A script that fails at its first write has done nothing, and nothing that can fail comes after it: out of
 // memory is refused at the first write only. Therefore a transaction that only deletes writes the counter last: a full Redis takes it.
 
-// luaSwap is the transaction that almost all are: at most one condition, one put, at most that same key to read.
-// KEYS: key, counter, watch, expiries. ARGV: revision wanted, "" for absent, "*" for any; nonce; ttl in ms; value; 1 to read.
-// Returns revision and time, 16 bytes, alone or before the value read; or an array of time and value when the condition fails.
+// luaSwap is the transaction that almost all are: at most one condition, one put, at most that same key to read. It does several,
+// each by itself, which share what they cost together: a job's claim or outcome is one of them.
+// KEYS: counter, watch, expiries, the keys. ARGV, for each key: revision wanted, "" for absent, "*" for any; ttl in ms; nonce and
+// value; 1 to read.
+// Returns for each key its revision and time, 16 bytes, alone or before the value read; an array of time and value when the
+// condition fails; or an error, for a key that another program made.
 const luaSwap = `
-local cur = ''
-if ARGV[1] ~= '' then cur = redis.call('GETRANGE', KEYS[1], 0, 23) end
-local function refuse()
-  if string.sub(cur, 17, 24) == ARGV[2] then return string.sub(cur, 1, 16) end
-  local t = redis.call('TIME')
-  local now = struct.pack('>I8', t[1] * 1000000 + t[2])
-  if ARGV[5] == '1' then return {now, redis.call('GET', KEYS[1])} end
-  return {now}
-end
-if ARGV[1] ~= '' and ARGV[1] ~= '*' and string.sub(cur, 1, 8) ~= ARGV[1] then return refuse() end
-local old = false
-if ARGV[5] == '1' and cur ~= '' then old = redis.call('GET', KEYS[1]) end
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local has = redis.call('MGET', KEYS[2], KEYS[3])
-local rev = now
-if has[1] and tonumber(has[1]) >= rev then rev = tonumber(has[1]) + 1 end
-local expired = has[2] and cur == '' and redis.call('EXISTS', KEYS[1]) == 0 and redis.call('ZSCORE', KEYS[4], KEYS[1])
-if expired then rev = rev + 1 end
-local head = struct.pack('>I8I8', rev, now)
-local value = head .. ARGV[2] .. ARGV[4]
-if ARGV[1] == '' then
-  local set
-  if ARGV[3] == '0' then set = redis.call('SET', KEYS[1], value, 'NX')
-  else set = redis.call('SET', KEYS[1], value, 'NX', 'PX', ARGV[3]) end
-  if not set then
-    cur = redis.call('GETRANGE', KEYS[1], 0, 23)
-    return refuse()
+local has = redis.call('MGET', KEYS[1], KEYS[2])
+local rev = now - 1
+if has[1] and tonumber(has[1]) > rev then rev = tonumber(has[1]) end
+local watched = has[2]
+local wrote = false
+local out = {}
+for i = 1, #KEYS - 3 do
+  local key, a = KEYS[3 + i], 4 * i
+  local want, px, load, read = ARGV[a - 3], ARGV[a - 2], ARGV[a - 1], ARGV[a] == '1'
+  local cur, done, old, expired = '', false, false, false
+  if want ~= '' then cur = redis.pcall('GETRANGE', key, 0, 23) end
+  if type(cur) == 'string' and (want == '' or want == '*' or string.sub(cur, 1, 8) == want) then
+    if read and cur ~= '' then old = redis.call('GET', key) end
+    if watched and cur == '' and redis.call('EXISTS', key) == 0 and redis.call('ZSCORE', KEYS[3], key) then expired = true end
+    local mine = rev + 1
+    if expired then mine = mine + 1 end
+    local head = struct.pack('>I8I8', mine, now)
+    if want == '' then
+      if px == '0' then done = redis.call('SET', key, head .. load, 'NX')
+      else done = redis.call('SET', key, head .. load, 'NX', 'PX', px) end
+    elseif px == '0' then done = redis.call('SET', key, head .. load)
+    else done = redis.call('SET', key, head .. load, 'PX', px) end
+    if done then
+      wrote, rev = true, mine
+      if watched then
+        if expired then
+          redis.call('PUBLISH', KEYS[2], 'd' .. struct.pack('>I8I8I2', rev - 1, now, #key) .. key)
+        end
+        redis.call('PUBLISH', KEYS[2], 'p' .. head .. struct.pack('>I2', #key) .. key .. string.sub(load, 9))
+        if px == '0' then redis.call('ZREM', KEYS[3], key)
+        else redis.call('ZADD', KEYS[3], math.floor(now / 1000) + px, key) end
+      end
+      if old then out[i] = {head, old, 1} else out[i] = head end
+    else
+      cur = redis.pcall('GETRANGE', key, 0, 23)
+    end
   end
-elseif ARGV[3] == '0' then redis.call('SET', KEYS[1], value)
-else redis.call('SET', KEYS[1], value, 'PX', ARGV[3]) end
-redis.call('SET', KEYS[2], rev)
-if has[2] then
-  if expired then
-    redis.call('PUBLISH', KEYS[3], 'd' .. struct.pack('>I8I8I2', rev - 1, now, #KEYS[1]) .. KEYS[1])
+  if not done then
+    if type(cur) ~= 'string' then out[i] = cur
+    elseif string.sub(cur, 17, 24) == string.sub(load, 1, 8) then out[i] = string.sub(cur, 1, 16)
+    elseif read then out[i] = {struct.pack('>I8', now), redis.call('GET', key)}
+    else out[i] = {struct.pack('>I8', now)} end
   end
-  redis.call('PUBLISH', KEYS[3], 'p' .. head .. struct.pack('>I2', #KEYS[1]) .. KEYS[1] .. ARGV[4])
-  if ARGV[3] == '0' then redis.call('ZREM', KEYS[4], KEYS[1])
-  else redis.call('ZADD', KEYS[4], math.floor(now / 1000) + ARGV[3], KEYS[1]) end
 end
-if old then return {head, old, 1} end
-return head`
+if wrote then redis.call('SET', KEYS[1], rev) end
+return out`
 
 // luaTxn is any transaction.
 // KEYS: counter, watch, expiries, the conditions' keys, the keys to read, and for each operation its key, or the set's two.
