@@ -129,7 +129,14 @@ type Allow struct {
 }
 
 // none says that nothing is granted, whatever capabilities are yet to come.
-func (a Allow) none() bool { return reflect.ValueOf(a).IsZero() }
+func (a Allow) none() bool {
+	for _, grant := range reflect.ValueOf(a).Fields() {
+		if list := grant.Kind() == reflect.Slice || grant.Kind() == reflect.Map; list && grant.Len() > 0 || !list && !grant.IsZero() {
+			return false
+		}
+	}
+	return true
+}
 
 // Load compiles a module and returns it ready to run. The same bytes are compiled once, however many callers load them at the
 // same time; each gets a Module of its own, which is closed by Close or with the engine. An error is a *job.Error and says what

@@ -163,17 +163,27 @@ func lineRate(b *testing.B, br benchBroker, n int, route string, run job.RunnerF
 // fillWith writes n jobs of 1 KiB to a new subject and returns it with a configuration that consumes it.
 func fillWith(b *testing.B, br benchBroker, n int, route string) (string, *config.Config) {
 	b.Helper()
+	body := make([]byte, 1<<10)
+	name, cfg := fillJobs(b, br, n, route, "none.wasm", func(m *transport.Message) { m.Body = body })
+	cfg.Modules = nil
+	return name, cfg
+}
+
+// fillJobs writes n jobs to a new subject and returns it with a configuration that takes them to a module.
+func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill func(*transport.Message)) (string, *config.Config) {
+	b.Helper()
 	name := services.UniqueName(b)
 	if strings.Contains(route, "%s") {
 		route = fmt.Sprintf(route, name)
 	}
-	text := br.head(b) + fmt.Sprintf("admin: {listen: off}\nmodules:\n  m: {source: none.wasm}\nroutes:\n  - {name: jobs, from: %s, module: m%s}\n", name, route)
+	text := br.head(b) + fmt.Sprintf("admin: {listen: off}\nmodules:\n  m: {source: %q}\nroutes:\n  - {name: jobs, from: %s, module: m%s}\n", module, name, route)
 	cfg, err := config.Parse("bench.yaml", []byte(text), nil)
 	if err != nil {
 		b.Fatal(err)
 	}
-	cfg.Modules = nil
-	warm, err := sidecar.New(b.Context(), cfg, sidecar.Options{Log: slog.New(slog.DiscardHandler), Runners: map[string]job.Runner{"m": job.RunnerFunc(nop)}, Hold: make(chan struct{})})
+	bare := *cfg
+	bare.Modules = nil
+	warm, err := sidecar.New(b.Context(), &bare, sidecar.Options{Log: slog.New(slog.DiscardHandler), Runners: map[string]job.Runner{"m": job.RunnerFunc(nop)}, Hold: make(chan struct{})})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -190,14 +200,14 @@ func fillWith(b *testing.B, br benchBroker, n int, route string) (string, *confi
 		b.Fatal(err)
 	}
 	defer closeTransport()
-	body := make([]byte, 1<<10)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for left := n / 8; left > 0; left -= 500 {
 				ms := make([]*transport.Message, min(500, left))
 				for i := range ms {
-					ms[i] = &transport.Message{Subject: name, Body: body}
+					ms[i] = &transport.Message{Subject: name}
+					fill(ms[i])
 				}
 				if err := t.Publisher().Publish(b.Context(), ms...); err != nil {
 					b.Error(err)
