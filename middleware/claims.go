@@ -308,7 +308,6 @@ func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also 
 		r, err := cl.c.st.Txn(ctx, store.Txn{
 			If:   []store.Cond{{Key: cl.key, Revision: cl.rev}},
 			Then: append([]store.Op{store.Put(cl.key, b, ttl)}, also...),
-			Read: []string{cl.key},
 		})
 		if err != nil {
 			return err
@@ -317,7 +316,10 @@ func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also 
 			cl.rec, cl.rev, cl.written, cl.open = rec, r.Revision, sent, false
 			return nil
 		}
-		kv := r.Read[0]
+		kv, err := store.Get(ctx, cl.c.st, cl.key) // rarely needed, and not all stores read for nothing
+		if err != nil {
+			return err
+		}
 		if !kv.Exists() {
 			if cl.rev == 0 {
 				continue // another's record was there, and has expired

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -254,4 +256,63 @@ func TestServerComesLate(t *testing.T) {
 	}
 	srv.Start()
 	await(t, "Prepare succeeds", func() bool { return tr.Prepare(t.Context(), subjects) == nil })
+}
+
+// A consumer that goes on where it was: what it never handed out is new, what it did, and what a killed server may have forgotten to
+// have handed out, is not.
+func TestGoingOnWithAConsumer(t *testing.T) {
+	t.Parallel()
+	const last = 10 * deliveredMargin
+	made := func(bound string, delivered uint64) *jetstream.ConsumerInfo {
+		c := &jetstream.ConsumerInfo{Delivered: jetstream.SequenceInfo{Stream: delivered}}
+		if bound != "" {
+			c.Config.Metadata = map[string]string{metadataBound: bound}
+		}
+		return c
+	}
+	for name, tt := range map[string]struct {
+		info *jetstream.ConsumerInfo
+		want uint64
+	}{
+		"handed out some":               {made("7", 1000), 1000 + deliveredMargin},
+		"handed out almost all":         {made("7", last-1), last},
+		"an earlier one came as far":    {made("150000", 1000), 150000},
+		"made by another version of us": {made("", 1000), last},
+		"metadata of somebody else":     {made("far", 1000), last},
+	} {
+		if got := handedOut(tt.info, last); got != tt.want {
+			t.Errorf("%s: %d, want %d", name, got, tt.want)
+		}
+	}
+
+	tr := local(t)
+	s := consume(t, tr, transport.SourceConfig{})
+	publish(t, tr, "jobs", "1")
+	if d := fetch(t, s, 1, 1)[0]; d.Redelivered() {
+		t.Error("the first message of a new stream counts as redelivered")
+	} else {
+		d.Ack()
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// So much that the margin is left behind.
+	for range (deliveredMargin + 500) / 500 {
+		publish(t, tr, "jobs", make([]string, 500)...)
+	}
+	publish(t, tr, "jobs", "last")
+	s = consume(t, tr, transport.SourceConfig{})
+	var first, final transport.Delivery
+	for final == nil || string(final.Message().Body) != "last" {
+		for _, d := range fetch(t, s, 1, 1024) {
+			if first == nil {
+				first = d
+			}
+			final = d
+			d.Ack()
+		}
+	}
+	if !first.Redelivered() || final.Redelivered() {
+		t.Errorf("redelivered: the first %v, the last %v", first.Redelivered(), final.Redelivered())
+	}
 }

@@ -31,6 +31,15 @@ type source struct {
 	final string // the reply subject of some delivery, to ask the consumer by
 }
 
+const (
+	// metadataBound names in a consumer's metadata the last sequence of the stream when the consumer was made: up to there, one that
+	// was deleted may have handed out messages.
+	metadataBound = "wasmsidecar-handed-out"
+	// deliveredMargin is by how much a server that is killed, with this process where it is embedded, may forget what it delivered: it
+	// writes that down ten times a second.
+	deliveredMargin = 16 << 10
+)
+
 // place is a position as a key.
 type place struct {
 	created  int64
@@ -83,11 +92,21 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 			}
 			created := createdMS(info.Created)
 			durable := durableName(s.t.cfg.Group, s.cfg.Route, created)
-			c, err := s.t.js.CreateOrUpdateConsumer(ctx, name, jetstream.ConsumerConfig{
+			cfg := jetstream.ConsumerConfig{
 				Durable: durable, Description: "wasmsidecar: route " + strconv.Quote(s.cfg.Route),
 				FilterSubject: s.cfg.Subject, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
 				AckWait: s.lease + leaseMargin(s.lease), MaxDeliver: -1, MaxAckPending: -1,
-			})
+				Metadata: map[string]string{metadataBound: strconv.FormatUint(info.State.LastSeq, 10)},
+			}
+			c, err := s.t.js.Consumer(ctx, name, durable)
+			known := err == nil
+			switch {
+			case known:
+				cfg.Metadata = c.CachedInfo().Config.Metadata
+				c, err = s.t.js.UpdateConsumer(ctx, name, cfg)
+			case errors.Is(err, jetstream.ErrConsumerNotFound):
+				c, err = s.t.js.CreateOrUpdateConsumer(ctx, name, cfg)
+			}
 			if isCode(err, codeWorkQueueUnfiltered) || isCode(err, codeWorkQueueNotUnique) {
 				return fmt.Errorf("stream %q has work-queue retention and another consumer for the same subjects: delete that "+
 					"consumer, or give the stream interest or limits retention so that several routes may read it: %w", name, err)
@@ -100,6 +119,9 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 			}
 			if createdMS(info.Created) == created {
 				to = &target{stream: name, consumer: durable, created: created, born: c.CachedInfo().Created, last: info.State.LastSeq}
+				if known {
+					to.last = handedOut(c.CachedInfo(), to.last)
+				}
 				return nil
 			}
 		}
@@ -123,6 +145,16 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 	}
 	s.born = to.born
 	return to, nil
+}
+
+// handedOut is the sequence up to which messages of a stream that ends at last may have been handed out, by a consumer that was there
+// before us: as far as its server knows, and a little further, or as far as an earlier consumer may have come.
+func handedOut(c *jetstream.ConsumerInfo, last uint64) uint64 {
+	bound, err := strconv.ParseUint(c.Config.Metadata[metadataBound], 10, 64)
+	if err != nil {
+		return last // not made by this version
+	}
+	return min(last, max(bound, c.Delivered.Stream+deliveredMargin))
 }
 
 // durableName names a route's consumer on one stream.
