@@ -197,7 +197,7 @@ func (o *benchmark) config(cfg *config.Config) (*config.Config, error) {
 		r.Concurrency = o.concurrency
 	}
 	if o.dedup != "" {
-		r.Dedup = config.Dedup{Off: o.dedup == "off", TTL: time.Hour}
+		r.Dedup.Off, r.Dedup.TTL, r.Dedup.Results = o.dedup == "off", time.Hour, time.Hour
 	}
 	name := fmt.Sprintf("wasmsidecar-bench-%08x", rand.Uint32())
 	r.Name, r.From, r.To, r.DeadLetter, r.Reply = "bench", name, name+"_results", name+"_dlq", nil
