@@ -31,6 +31,9 @@ type Config struct {
 	// Runner finds the runner of a job; an error of a Kind of its own is the attempt's (KindInvalid for an unknown module).
 	Runner func(j *job.Job) (job.Runner, error)
 
+	// Admit is asked before each attempt, outside of its Timeout; nil admits all.
+	Admit Admit
+
 	To         string // subject of results; empty for none
 	DeadLetter string // subject of dead letters; empty for none
 	Envelope   transport.Envelope
@@ -63,7 +66,7 @@ func Chain(cfg Config) (job.Handler, error) {
 	h := Run(cfg.Runner)
 	for _, s := range []Stage{
 		Recover(cfg.Log),
-		Deadline(cfg.Timeout),
+		Deadline(cfg.Timeout, cfg.Admit),
 		Retry(cfg.Retry, cfg.Sink),
 		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), cfg.Sink),
 		Publish(out),

@@ -116,6 +116,7 @@ type setup struct {
 	lease   time.Duration
 	results time.Duration
 	timeout time.Duration
+	admit   middleware.Admit
 }
 
 func newStore(t *testing.T) store.Store {
@@ -152,7 +153,7 @@ func (s setup) start(t *testing.T) *process {
 		Route:  "jobs",
 		Runner: func(*job.Job) (job.Runner, error) { return s.runner, nil },
 		To:     "results", DeadLetter: "dead", Publisher: p.out,
-		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Sink: p.events, Log: log,
+		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Admit: s.admit, Sink: p.events, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -618,6 +619,42 @@ func TestDeadlineIsATimeout(t *testing.T) {
 	if err != nil || x.Outcome.Kind != job.KindTimeout {
 		t.Fatalf("outcome %+v, error %v", x.Outcome, err)
 	}
+}
+
+// What a job waits for before it may begin is no part of its time, and one that waited in vain has made no attempt.
+func TestAdmission(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		type key struct{}
+		vain, open := true, 0
+		p := setup{
+			store: newStore(t), policy: middleware.RetryPolicy{MaxAttempts: 1}, timeout: time.Second,
+			admit: func(ctx context.Context, _ *job.Job) (context.Context, func(), error) {
+				time.Sleep(time.Minute)
+				if vain {
+					return nil, nil, job.Errorf(job.KindUnavailable, "no memory")
+				}
+				open++
+				return context.WithValue(ctx, key{}, "admitted"), func() { open-- }, nil
+			},
+			runner: func(ctx context.Context, j *job.Job) (*job.Result, error) {
+				if d, ok := ctx.Deadline(); !ok || time.Until(d) != time.Second || ctx.Value(key{}) != "admitted" || open != 1 || j.Attempt != 1 {
+					t.Errorf("deadline %v, %v, attempt %d", d, ctx.Value(key{}), j.Attempt)
+				}
+				return &job.Result{Body: []byte("out")}, nil
+			},
+		}.start(t)
+		for range 3 {
+			if x, err := p.trip(t.Context(), "a"); job.KindOf(err) != job.KindUnavailable || x.Outcome != nil {
+				t.Errorf("in vain: outcome %+v, error %v", x.Outcome, err)
+			}
+		}
+		vain = false
+		x, err := p.trip(t.Context(), "a")
+		if err != nil || x.Outcome == nil || x.Outcome.Kind != job.KindOK || x.Outcome.Attempts != 1 || open != 0 {
+			t.Errorf("outcome %+v, error %v, %d open", x.Outcome, err, open)
+		}
+	})
 }
 
 func TestTooLargeAResultIsALimit(t *testing.T) {

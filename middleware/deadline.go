@@ -11,10 +11,16 @@ import (
 // errDeadline is the cause with which an attempt's context ends when its time is up.
 var errDeadline = errors.New("the attempt's time is up")
 
+// Admit waits until a job may begin, for example until there is memory for it. The context is for its run, after which release
+// is called. An error is how the attempt ends, of a Kind that does not count.
+type Admit func(ctx context.Context, j *job.Job) (running context.Context, release func(), err error)
+
 // Deadline bounds one attempt: by the job's own timeout, else by limit; where neither says anything the module's limits are
 // all that holds. An attempt that ends because its time is up is of KindTimeout, whatever the runner says. One that ends
 // because the sidecar gave up on it (drain, lost claim) is of KindUnavailable and does not count.
-func Deadline(limit time.Duration) Stage {
+//
+// The time begins when admit, which may be nil, has returned: see Config.Admit.
+func Deadline(limit time.Duration, admit Admit) Stage {
 	return func(next job.Handler) job.Handler {
 		return func(ctx context.Context, x *job.Exchange) error {
 			d := limit
@@ -22,6 +28,14 @@ func Deadline(limit time.Duration) Stage {
 				d = x.Job.Timeout
 			}
 			outer := ctx
+			if admit != nil && x.Job.Invalid == nil {
+				admitted, release, err := admit(ctx, x.Job)
+				if err != nil {
+					return err
+				}
+				defer release()
+				ctx = admitted
+			}
 			if d > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeoutCause(ctx, d, errDeadline)

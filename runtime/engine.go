@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"github.com/tetratelabs/wazero"
-	"golang.org/x/sync/semaphore"
-
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
@@ -31,8 +29,8 @@ type Config struct {
 	// CacheDir keeps machine code between starts. It is made with mode 0700 and refused when others own it or may write to
 	// it: who can write there can run code in this process. Empty: nothing is kept.
 	CacheDir string
-	// MemoryBudget bounds the sum of the memory limits of all jobs that run at once, in bytes; what does not fit waits.
-	// 0: unbounded.
+	// MemoryBudget bounds what the memory of all guests together may take, in bytes: the limits of all jobs that run at once,
+	// and what idle instances have. A job that does not fit waits; a module whose limit is larger is not loaded. 0: unbounded.
 	MemoryBudget int64
 	// CompileWorkers is how many threads one compilation may use; 0: as many as there are processors.
 	CompileWorkers int
@@ -59,7 +57,7 @@ type Compilation struct {
 type Engine struct {
 	cfg    Config
 	cache  wazero.CompilationCache
-	budget *semaphore.Weighted
+	budget *budget
 	egress *host.Egress
 	start  time.Time // of the guests' monotonic clock
 	means  func() means
@@ -82,7 +80,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.CompileWorkers == 0 {
 		cfg.CompileWorkers = goruntime.GOMAXPROCS(0)
 	}
-	e := &Engine{cfg: cfg, egress: host.NewEgress(cfg.Resolver), start: time.Now(), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
+	e := &Engine{cfg: cfg, budget: &budget{limit: cfg.MemoryBudget, pools: map[*pool]struct{}{}}, egress: host.NewEgress(cfg.Resolver), start: time.Now(), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
 	e.means = sync.OnceValue(func() means {
 		m := findMeans(cfg.Portable || os.Getenv("WASMSIDECAR_PORTABLE") == "1", cfg.Log)
 		e.mu.Lock()
@@ -90,9 +88,6 @@ func New(cfg Config) (*Engine, error) {
 		e.memories = m.memories
 		return m
 	})
-	if cfg.MemoryBudget > 0 {
-		e.budget = semaphore.NewWeighted(cfg.MemoryBudget)
-	}
 	e.cache = wazero.NewCompilationCache()
 	if cfg.CacheDir != "" {
 		if err := privateDir(cfg.CacheDir); err != nil {
@@ -161,6 +156,9 @@ func (e *Engine) load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
 		cfg.Limits = DefaultLimits()
 	}
 	if err := cfg.Limits.check(); err != nil {
+		return nil, err
+	}
+	if err := e.budget.fits(cfg.Limits.Memory); err != nil {
 		return nil, err
 	}
 	policy, err := host.ParsePolicy(cfg.Allow.HTTP)
@@ -235,7 +233,7 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 
 // isolate returns what keeps the jobs of m apart.
 func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
-	p := &pool{code: m.code, driver: m.driver, log: e.cfg.Log, module: m.name}
+	p := &pool{code: m.code, driver: m.driver, budget: e.budget, log: e.cfg.Log, module: m.name}
 	switch cfg.Isolation {
 	case "", IsolationReset, IsolationFrozen:
 		if cfg.Isolation == IsolationFrozen && m.abi != ABICommand {
@@ -258,12 +256,14 @@ func (e *Engine) isolate(m *Module, cfg ModuleConfig) (instances, error) {
 		default:
 			p.freeze = true
 		}
+		e.budget.join(p)
 		return p, nil
 	case IsolationReuse:
 		if !m.driver.reactor() {
 			return nil, fmt.Errorf("isolation: a guest of abi %s runs once, so its instance cannot be used again as it is; want reset or fresh", m.abi)
 		}
 		p.means, p.reuse = e.means(), true
+		e.budget.join(p)
 		return p, nil
 	case IsolationFresh:
 	default:
@@ -311,18 +311,6 @@ func checkText(cfg ModuleConfig) error {
 		}
 	}
 	return nil
-}
-
-// reserve waits until n bytes of the memory budget are free. release gives them back.
-func (e *Engine) reserve(ctx context.Context, n int64) (release func(), err error) {
-	if e.budget == nil {
-		return func() {}, nil
-	}
-	n = min(n, e.cfg.MemoryBudget)
-	if err := e.budget.Acquire(ctx, n); err != nil {
-		return nil, err
-	}
-	return func() { e.budget.Release(n) }, nil
 }
 
 // forget drops a module that nobody runs any more.

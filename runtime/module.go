@@ -39,13 +39,30 @@ type terms struct {
 	grants *host.Grants
 }
 
+// Bounded runs jobs of a module within limits of its own. It may be used as long as the module.
+type Bounded struct {
+	m *Module
+	t terms
+}
+
 // Within returns a Runner of m's jobs that holds them to l as well: of each limit the smaller one counts, so that m's own are
-// never widened. It may be used as long as m.
-func (m *Module) Within(l Limits) job.Runner {
+// never widened. What a guest does before its first job has m's own.
+func (m *Module) Within(l Limits) *Bounded {
 	l = m.own.limits.Within(l)
-	l.Memory = int64(l.pages()) * pageSize
-	t := terms{l, l.grants(*m.own.grants)}
-	return job.RunnerFunc(func(ctx context.Context, j *job.Job) (*job.Result, error) { return m.runWithin(ctx, j, t) })
+	if l.Memory = int64(l.pages()) * pageSize; l == m.own.limits {
+		return &Bounded{m, m.own}
+	}
+	return &Bounded{m, terms{l, l.grants(*m.own.grants)}}
+}
+
+// Run is Module.Run.
+func (b *Bounded) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
+	return b.m.runWithin(ctx, j, b.t)
+}
+
+// Admit is Module.Admit.
+func (b *Bounded) Admit(ctx context.Context, j *job.Job) (context.Context, func(), error) {
+	return b.m.admit(ctx, j, b.t)
 }
 
 // Name is the module's name in the configuration.
@@ -89,9 +106,9 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 		return nil, err
 	}
 	defer m.runs.Done()
-	release, err := m.engine.reserve(ctx, t.limits.Memory)
+	ctx, release, err := m.admit(ctx, j, t)
 	if err != nil {
-		return nil, m.failed(job.Errorf(job.KindUnavailable, "wait for memory: %w", err))
+		return nil, err
 	}
 	defer release()
 

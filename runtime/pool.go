@@ -55,6 +55,7 @@ type pool struct {
 	draws  bool // what they have drawn by then does not matter
 	log    *slog.Logger
 	module string
+	budget *budget
 
 	mu      sync.Mutex
 	snap    *snapshot
@@ -130,7 +131,56 @@ func (p *pool) take() (*instance, *snapshot) {
 	in := p.idle[n-1].in
 	p.idle[n-1] = idler{}
 	p.idle = p.idle[:n-1]
+	p.budget.idle.Add(-int64(in.size()))
 	return in, p.snap
+}
+
+// ready says whether further instances need no initialization.
+func (p *pool) ready() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.snap != nil
+}
+
+// next is how much memory the instance has that take would return, 0 when there is none.
+func (p *pool) next() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.idle); n > 0 {
+		return int64(p.idle[n-1].in.size())
+	}
+	return 0
+}
+
+// oldest is since when the first of n instances is idle.
+func (p *pool) oldest() (since time.Time, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.idle) > 0 {
+		since = p.idle[0].since
+	}
+	return since, len(p.idle)
+}
+
+// drop closes the instance that is idle for the longest time, unless it is the last and that one is to be spared.
+func (p *pool) drop(spare bool) {
+	p.mu.Lock()
+	var old *instance
+	if n := len(p.idle); n > 1 || n == 1 && !spare {
+		old = p.shift()
+	}
+	p.mu.Unlock()
+	if old != nil {
+		old.close()
+	}
+}
+
+// shift takes the instance that is idle for the longest time. The caller holds mu, and there is one.
+func (p *pool) shift() *instance {
+	old := p.idle[0].in
+	p.idle = append(p.idle[:0], p.idle[1:]...)
+	p.budget.idle.Add(-int64(old.size()))
+	return old
 }
 
 // first initializes an instance and, unless another one was faster, takes the snapshot for all that follow. It returns nil
@@ -197,10 +247,10 @@ func (p *pool) put(in *instance, err error) {
 	var old *instance
 	p.mu.Lock()
 	if len(p.idle) > 0 && (len(p.idle) >= maxIdle || now.Sub(p.idle[0].since) > idleFor) {
-		old = p.idle[0].in
-		p.idle = append(p.idle[:0], p.idle[1:]...)
+		old = p.shift()
 	}
 	p.idle = append(p.idle, idler{in, now})
+	p.budget.idle.Add(int64(in.size()))
 	p.mu.Unlock()
 	if old != nil {
 		old.close()
@@ -224,12 +274,12 @@ func crashed(err error) bool {
 }
 
 func (p *pool) close() error {
+	p.budget.part(p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, i := range p.idle {
-		i.in.close()
+	for len(p.idle) > 0 {
+		p.shift().close()
 	}
-	p.idle = nil
 	var errs []error
 	for _, snap := range []*snapshot{p.snap, p.halted} {
 		if snap != nil {

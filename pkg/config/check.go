@@ -63,6 +63,10 @@ func (r *report) rules(v reflect.Value, path string) {
 			if enum, ok := tag.Lookup("enum"); ok {
 				r.enum(f.String(), strings.Split(enum, "|"), strings.Fields(tag.Get("later")), at)
 			}
+		case reflect.Pointer:
+			if !f.IsNil() {
+				r.bounds(f.Elem(), tag, at)
+			}
 		case reflect.Int, reflect.Int64:
 			r.bounds(f, tag, at)
 		}

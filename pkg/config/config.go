@@ -32,6 +32,9 @@ type Config struct {
 	Replicas int `yaml:"replicas" min:"0" max:"100000"`
 	// OnStoreError is what happens while the store is away: pause stops taking jobs until it is back.
 	OnStoreError string `yaml:"on_store_error" enum:"pause" later:"run"`
+	// MemoryBudget is what the memory of all guests together may take: a job waits until its limits.memory fits. 0: three fifths of
+	// what the process may have.
+	MemoryBudget Size `yaml:"memory_budget" min:"0B"`
 	// ConnectTimeout is how long the start waits for broker and store; 0 waits for ever.
 	ConnectTimeout time.Duration `yaml:"connect_timeout" min:"0s" max:"24h"`
 
@@ -157,7 +160,7 @@ type Module struct {
 	ABI    string            `yaml:"abi" enum:"auto|pull|command|drasm|extism|shallabuf"`
 	// Function is the export that an Extism plug-in is called by; empty: handle, else run, else the only one.
 	Function string `yaml:"function"`
-	Engine string            `yaml:"engine" enum:"compiler|interpreter"`
+	Engine   string `yaml:"engine" enum:"compiler|interpreter"`
 	// Isolation is what separates jobs: instances that are reset after each (frozen: and programs go on from their first read
 	// whatever they did before), or made for each, or used again as they are.
 	Isolation string   `yaml:"isolation" enum:"reset|frozen|fresh|reuse"`
@@ -170,17 +173,32 @@ type Module struct {
 // Limits bound one run of a guest.
 type Limits struct {
 	Memory       Size          `yaml:"memory" min:"64KiB" max:"4GiB"`
-	Time         time.Duration `yaml:"time" min:"1ms" max:"24h"`    // wall time
-	Fuel         Count         `yaml:"fuel" min:"0" max:"1000T"`    // instructions; 0: unlimited
-	Depth        int           `yaml:"depth" min:"0" max:"1000000"` // calls within calls; 0: until the stack overflows
+	Time         time.Duration `yaml:"time" min:"1ms" max:"24h"`                     // wall time
+	Fuel         Count         `yaml:"fuel" min:"0" max:"1000T" zero:"unlimited"`    // instructions; 0: unlimited
+	Depth        int           `yaml:"depth" min:"0" max:"1000000" zero:"unlimited"` // calls within calls; 0: until the stack overflows
 	Output       Size          `yaml:"output" min:"0B" max:"1GiB"`
-	Log          Size          `yaml:"log" min:"0B" max:"1GiB"` // of log lines, standard error included
+	HostCalls    Count         `yaml:"host_calls" min:"0" max:"1000T" zero:"unlimited"` // calls of host functions; 0: unlimited
+	Log          Size          `yaml:"log" min:"0B" max:"1GiB"`                         // of log lines, standard error included
 	LogLines     int           `yaml:"log_lines" min:"0" max:"1000000"`
 	HTTPRequests int           `yaml:"http_requests" min:"0" max:"1000000"`
 	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"` // of a request, and of a response
 	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"` // of one request
+}
 
-	_ struct{} `later:"host_calls"`
+// RouteLimits tighten the Limits of the modules that a route runs: of each the smaller one counts. The fields are those of
+// Limits. nil is what the route's module has, or the most that any has where jobs name the module; Complete fills it in.
+type RouteLimits struct {
+	Memory       *Size          `yaml:"memory" min:"64KiB" max:"4GiB"`
+	Time         *time.Duration `yaml:"time" min:"1ms" max:"24h"`
+	Fuel         *Count         `yaml:"fuel" min:"0" max:"1000T"`
+	Depth        *int           `yaml:"depth" min:"0" max:"1000000"`
+	HostCalls    *Count         `yaml:"host_calls" min:"0" max:"1000T"`
+	Output       *Size          `yaml:"output" min:"0B" max:"1GiB"`
+	Log          *Size          `yaml:"log" min:"0B" max:"1GiB"`
+	LogLines     *int           `yaml:"log_lines" min:"0" max:"1000000"`
+	HTTPRequests *int           `yaml:"http_requests" min:"0" max:"1000000"`
+	HTTPBody     *Size          `yaml:"http_body" min:"0B" max:"1GiB"`
+	HTTPTime     *time.Duration `yaml:"http_time" min:"1ms" max:"24h"`
 }
 
 // Allow grants capabilities; what is not granted is denied.
@@ -213,6 +231,7 @@ type Route struct {
 	Lease       time.Duration `yaml:"lease" min:"1s" max:"1h"`      // silence after which a job is given to another sidecar
 	Timeout     time.Duration `yaml:"timeout" min:"0s" max:"24h"`   // of one attempt; 0: the module's limits.time alone
 	MaxBody     Size          `yaml:"max_body" min:"1B" max:"1GiB"` // larger jobs are invalid
+	Limits      RouteLimits   `yaml:"limits"`                       // of one run; they never widen the module's own
 }
 
 // Retry is what becomes of an attempt that failed and may be made again.
@@ -294,7 +313,7 @@ func DefaultModule() *Module {
 	return &Module{
 		Config: map[string]string{}, ABI: "auto", Engine: "compiler", Isolation: "reset",
 		Limits: Limits{
-			Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100e9, Depth: 50_000, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
+			Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100e9, Depth: 50_000, HostCalls: 10e6, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
 			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second,
 		},
 		Allow: Allow{HTTP: []string{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},

@@ -48,6 +48,7 @@ func (r *report) route(c *Config, rt *Route, path string) {
 	r.target(c, rt, path+".dead_letter", rt.DeadLetter)
 	r.template(c, rt, path+".module")
 	r.order(c, rt, path+".order")
+	r.routeLimits(c, rt, path+".limits")
 
 	if rt.Reply == nil {
 		rt.Reply = []string{}

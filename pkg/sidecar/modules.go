@@ -39,7 +39,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	if ms.source, err = module.New(module.Config{}); err != nil {
 		return nil, err
 	}
-	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
+	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), MemoryBudget: budget(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
 		if c.Err == nil {
 			compiled(c.Module, c.Duration)
 		}
@@ -79,12 +79,8 @@ func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*ru
 	if err != nil {
 		return nil, err
 	}
-	limits := runtime.Limits{
-		Memory: int64(m.Limits.Memory), Time: m.Limits.Time, Output: int64(m.Limits.Output), Log: int64(m.Limits.Log),
-		LogLines: m.Limits.LogLines, Fuel: int64(m.Limits.Fuel), Depth: m.Limits.Depth, HTTPCalls: m.Limits.HTTPRequests, HTTPBytes: int64(m.Limits.HTTPBody), HTTPTime: m.Limits.HTTPTime,
-	}
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
-		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limits, Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
+		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
 		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Function: m.Function,
 		Isolation: runtime.Isolation(m.Isolation), Interpreter: m.Engine == "interpreter",
 	})

@@ -111,6 +111,14 @@ func (s *Sidecar) ready() []api.Check {
 	return out
 }
 
+func (s *Sidecar) memoryGauge() telemetry.MemoryGauge {
+	if s.modules == nil || s.modules.engine == nil {
+		return telemetry.MemoryGauge{}
+	}
+	u := s.modules.engine.MemoryUse()
+	return telemetry.MemoryGauge{Budget: u.Budget, Running: u.Running, Idle: u.Idle, Waiting: u.Waiting, Waits: u.Waits}
+}
+
 func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 	r := s.router.Load()
 	if r == nil {

@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 		names = append(names, name)
 	}
 	var err error
-	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges})
+	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges, Memory: s.memoryGauge})
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
@@ -328,7 +328,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 	var routes []router.Route
 	for _, r := range s.cfg.Routes {
 		cfg := middleware.Config{
-			Route: r.Name, Runner: s.modules.find, To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
+			Route: r.Name, Runner: s.modules.within(r.Limits), Admit: s.modules.admit(r.Limits), To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
 			Publisher: p.transport.Publisher(), Replier: p.transport.Replier(),
 			Retry: middleware.RetryPolicy{
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,

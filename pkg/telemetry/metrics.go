@@ -42,6 +42,14 @@ type series struct {
 type Gauges struct {
 	Routes func() []RouteGauge
 	Parts  func() []PartGauge
+	Memory func() MemoryGauge
+}
+
+// MemoryGauge is how the memory of all guests together stands, in bytes.
+type MemoryGauge struct {
+	Budget, Running, Idle int64
+	Waiting               int
+	Waits                 uint64
 }
 
 // RouteGauge is the state of a route.
@@ -165,6 +173,11 @@ var (
 	descInFlight = prometheus.NewDesc("wasmsidecar_in_flight", "Jobs running.", []string{"route"}, nil)
 	descOut      = prometheus.NewDesc("wasmsidecar_deliveries", "Deliveries not settled, those running included.", []string{"route"}, nil)
 	descPaused   = prometheus.NewDesc("wasmsidecar_paused", "1 while the route takes no jobs because a part it needs is away.", []string{"route"}, nil)
+	descBudget   = prometheus.NewDesc("wasmsidecar_memory_budget_bytes", "What the memory of all guests together may take.", nil, nil)
+	descRunning  = prometheus.NewDesc("wasmsidecar_memory_running_bytes", "What the jobs that run may take of it.", nil, nil)
+	descIdle     = prometheus.NewDesc("wasmsidecar_memory_idle_bytes", "What instances have of it that wait for a job.", nil, nil)
+	descWaiting  = prometheus.NewDesc("wasmsidecar_memory_waiting", "Jobs that wait for memory.", nil, nil)
+	descWaits    = prometheus.NewDesc("wasmsidecar_memory_waits_total", "Jobs that have waited for memory.", nil, nil)
 	descUp       = map[string]*prometheus.Desc{
 		"broker": prometheus.NewDesc("wasmsidecar_broker_up", "1 while the broker answers.", []string{"transport"}, nil),
 		"store":  prometheus.NewDesc("wasmsidecar_store_up", "1 while the store answers.", []string{"store"}, nil),
@@ -173,15 +186,15 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
 
 // Collect sends the gauges as they stand.
 func (c *gauges) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, label string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	if c.g.Routes != nil {
 		for _, r := range c.g.Routes() {
@@ -189,6 +202,14 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 			gauge(descOut, float64(r.Out), r.Route)
 			gauge(descPaused, bit(r.Paused), r.Route)
 		}
+	}
+	if c.g.Memory != nil {
+		m := c.g.Memory()
+		gauge(descBudget, float64(m.Budget))
+		gauge(descRunning, float64(m.Running))
+		gauge(descIdle, float64(m.Idle))
+		gauge(descWaiting, float64(m.Waiting))
+		ch <- prometheus.MustNewConstMetric(descWaits, prometheus.CounterValue, float64(m.Waits))
 	}
 	if c.g.Parts != nil {
 		for _, p := range c.g.Parts() {

@@ -73,6 +73,9 @@ func TestMetricNames(t *testing.T) {
 		Parts: func() []telemetry.PartGauge {
 			return []telemetry.PartGauge{{Kind: "broker", Name: "kafka", Up: true}, {Kind: "store", Name: "redis"}}
 		},
+		Memory: func() telemetry.MemoryGauge {
+			return telemetry.MemoryGauge{Budget: 9, Running: 4, Idle: 3, Waiting: 2, Waits: 7}
+		},
 	}, "resize")
 	j := &job.Job{ID: "1", Route: "jobs", Module: "resize"}
 	for _, ty := range types {
@@ -80,23 +83,28 @@ func TestMetricNames(t *testing.T) {
 	}
 	m.Compiled("resize", time.Second)
 	want := map[string]string{
-		"wasmsidecar_jobs_total":         "module,outcome,route",
-		"wasmsidecar_attempts_total":     "module,outcome,route",
-		"wasmsidecar_retries_total":      "module,route",
-		"wasmsidecar_dead_letters_total": "kind,module,route",
-		"wasmsidecar_repeats_total":      "route",
-		"wasmsidecar_crashes_total":      "route",
-		"wasmsidecar_fenced_total":       "route",
-		"wasmsidecar_left_total":         "route",
-		"wasmsidecar_run_seconds":        "module,route",
-		"wasmsidecar_wait_seconds":       "route",
-		"wasmsidecar_compile_seconds":    "module",
-		"wasmsidecar_build_info":         "version",
-		"wasmsidecar_in_flight":          "route",
-		"wasmsidecar_deliveries":         "route",
-		"wasmsidecar_paused":             "route",
-		"wasmsidecar_broker_up":          "transport",
-		"wasmsidecar_store_up":           "store",
+		"wasmsidecar_jobs_total":           "module,outcome,route",
+		"wasmsidecar_attempts_total":       "module,outcome,route",
+		"wasmsidecar_retries_total":        "module,route",
+		"wasmsidecar_dead_letters_total":   "kind,module,route",
+		"wasmsidecar_repeats_total":        "route",
+		"wasmsidecar_crashes_total":        "route",
+		"wasmsidecar_fenced_total":         "route",
+		"wasmsidecar_left_total":           "route",
+		"wasmsidecar_run_seconds":          "module,route",
+		"wasmsidecar_wait_seconds":         "route",
+		"wasmsidecar_compile_seconds":      "module",
+		"wasmsidecar_build_info":           "version",
+		"wasmsidecar_in_flight":            "route",
+		"wasmsidecar_deliveries":           "route",
+		"wasmsidecar_paused":               "route",
+		"wasmsidecar_broker_up":            "transport",
+		"wasmsidecar_store_up":             "store",
+		"wasmsidecar_memory_budget_bytes":  "",
+		"wasmsidecar_memory_running_bytes": "",
+		"wasmsidecar_memory_idle_bytes":    "",
+		"wasmsidecar_memory_waiting":       "",
+		"wasmsidecar_memory_waits_total":   "",
 	}
 	got := gather(t, m)
 	for name, labels := range want {
@@ -112,12 +120,14 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	for name := range got {
-		if want[name] == "" {
+		if _, ok := want[name]; !ok {
 			t.Errorf("%s is not in the list", name)
 		}
 	}
 	for name, value := range map[string]float64{
 		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_paused": 1, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
+		"wasmsidecar_memory_budget_bytes": 9, "wasmsidecar_memory_running_bytes": 4, "wasmsidecar_memory_idle_bytes": 3,
+		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7,
 	} {
 		if v := got[name][0].value; v != value {
 			t.Errorf("%s is %v, want %v", name, v, value)

@@ -70,6 +70,7 @@ type Lender interface {
 	// that leaves room for, until the next Lend that is granted.
 	Lend(n int64) bool
 }
+
 // ErrCalls is what a Fault wraps that stopped a guest which called too many host functions.
 var ErrCalls = errors.New("too many calls of host functions")
 

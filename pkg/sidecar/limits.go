@@ -1,0 +1,90 @@
+package sidecar
+
+import (
+	"context"
+	"log/slog"
+	"math"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"github.com/wasmsidecar/wasmsidecar/middleware"
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/runtime"
+)
+
+// limitsOf translates a module's limits.
+func limitsOf(l config.Limits) runtime.Limits {
+	return runtime.Limits{
+		Memory: int64(l.Memory), Time: l.Time, Fuel: int64(l.Fuel), Depth: l.Depth, HostCalls: int64(l.HostCalls),
+		Output: int64(l.Output), Log: int64(l.Log), LogLines: l.LogLines,
+		HTTPCalls: l.HTTPRequests, HTTPBytes: int64(l.HTTPBody), HTTPTime: l.HTTPTime,
+	}
+}
+
+// routeLimits translates a route's limits. Those that are not there, for no module of the configuration has any, bound nothing.
+func routeLimits(l config.RouteLimits) runtime.Limits {
+	if l == (config.RouteLimits{}) {
+		return runtime.Limits{
+			Memory: math.MaxInt64, Time: math.MaxInt64, Output: math.MaxInt64, Log: math.MaxInt64, LogLines: math.MaxInt,
+			HTTPCalls: math.MaxInt, HTTPBytes: math.MaxInt64, HTTPTime: math.MaxInt64,
+		}
+	}
+	return limitsOf(config.Limits{
+		Memory: *l.Memory, Time: *l.Time, Fuel: *l.Fuel, Depth: *l.Depth, HostCalls: *l.HostCalls, Output: *l.Output, Log: *l.Log,
+		LogLines: *l.LogLines, HTTPRequests: *l.HTTPRequests, HTTPBody: *l.HTTPBody, HTTPTime: *l.HTTPTime,
+	})
+}
+
+// bounded is a runner that can be held to limits beside its own.
+type bounded interface {
+	Within(l runtime.Limits) *runtime.Bounded
+}
+
+// within returns find for a route: its limits hold beside the modules' own.
+func (ms *modules) within(l config.RouteLimits) func(j *job.Job) (job.Runner, error) {
+	limits := routeLimits(l)
+	return func(j *job.Job) (job.Runner, error) {
+		r, err := ms.find(j)
+		if m, ok := r.(bounded); ok && err == nil {
+			return m.Within(limits), nil
+		}
+		return r, err
+	}
+}
+
+// admit waits for what the runner of a route's job needs.
+func (ms *modules) admit(l config.RouteLimits) middleware.Admit {
+	limits := routeLimits(l)
+	return func(ctx context.Context, j *job.Job) (context.Context, func(), error) {
+		r, err := ms.find(j)
+		if m, ok := r.(bounded); ok && err == nil {
+			return m.Within(limits).Admit(ctx, j)
+		}
+		return ctx, func() {}, nil // what is wrong is found again when it is run
+	}
+}
+
+// budget is what the memory of all guests may take together: what the configuration says, else three fifths of what the process
+// may have, and as much as the largest module needs in any case.
+func budget(cfg *config.Config, log *slog.Logger) int64 {
+	if cfg.MemoryBudget > 0 {
+		return int64(cfg.MemoryBudget)
+	}
+	var largest int64
+	for _, m := range cfg.Modules {
+		largest = max(largest, int64(m.Limits.Memory))
+	}
+	have, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
+	if err != nil || have == 0 {
+		log.Warn("what the process may have is not known; guests run however much memory they may take together", "err", err, "remedy", "set memory_budget")
+		return 0
+	}
+	n := int64(min(have, math.MaxInt64/8)) / 5 * 3
+	if n < largest {
+		log.Warn("a module may take more memory than all should together", "limit", largest, "should", n, "remedy", "lower limits.memory, or give the process more memory")
+		return largest
+	}
+	log.Debug("memory of all guests together", "budget", n)
+	return n
+}
