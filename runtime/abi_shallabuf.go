@@ -17,6 +17,12 @@ type shallabuf struct{}
 const (
 	shallabufRun  = "run"
 	shallabufType = "(i32) -> i32"
+	// shallabufTail is how many bytes there are behind the body at least: its NUL, and room for what an allocator that takes all
+	// memory that it finds writes at its end.
+	shallabufTail = 64
+	// shallabufGap is how many times the body's length there is before it for such an allocator, which begins to hand out memory
+	// below: wasi-libc's of before 2023 is one, when it is asked for the first time.
+	shallabufGap = 16
 )
 
 func (shallabuf) fits(exports []Func, hasMemory bool) error {
@@ -36,12 +42,13 @@ func (shallabuf) run(ctx context.Context, in *instance, c *host.Call) error {
 		return job.Errorf(job.KindInvalid, "byte %d of the body is a NUL, which is where its guest would take it to end", i)
 	}
 	mem := in.module.Memory()
-	pages, ok := mem.Grow(uint32((len(body) + pageSize) / pageSize)) // a byte more than the body at least
+	gap := min(shallabufGap*int64(len(body)), (in.bound-int64(mem.Size()))/4) / pageSize
+	pages, ok := mem.Grow(uint32(gap) + uint32((len(body)+shallabufTail+pageSize-1)/pageSize))
 	if !ok {
 		return &host.Fault{Kind: job.KindLimit, Err: ErrMemory, Text: fmt.Sprintf(
 			"no room for a body of %d bytes beside the guest's memory of %s (limits.memory)", len(body), size(int64(mem.Size())))}
 	}
-	at := pages * pageSize
+	at := (pages + uint32(gap)) * pageSize
 	mem.Write(at, body) // what was added is zero
 	got, err := in.call(ctx, shallabufRun, uint64(at))
 	if err != nil {

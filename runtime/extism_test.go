@@ -111,8 +111,11 @@ func TestExtism(t *testing.T) {
 					wantKind(t, err, job.KindFailed, "nothing to do")
 					continue
 				}
-				if err != nil || string(r.Body) != strings.ToUpper(in) {
-					t.Fatalf("%.20q: result %v, %v", in, r, err)
+				if err != nil {
+					t.Fatalf("%.20q: %v", in, err)
+				}
+				if string(r.Body) != strings.ToUpper(in) {
+					t.Fatalf("%.20q: result of %d bytes %.20q", in, len(r.Body), r.Body)
 				}
 				fuel[r.Fuel] = true
 			}
@@ -275,6 +278,8 @@ func TestExtismRude(t *testing.T) {
 		{"blocks that are freed", plug(xTimes, 10000) + plug(xAllocFree, 1<<10) + plug(xTimes, 100) + plug(xAllocFree, 1<<20), job.KindOK, ""},
 		{"a block beside the memory", plug(xGrow, 32) + plug(xAlloc, 3<<20) + plug(xTrap), job.KindLimit, "no room"},
 		{"memory beside a block", plug(xAlloc, 3<<20) + plug(xGrow, 32) + plug(xStore8|xA, 0, 1) + plug(xGrow, 1), job.KindOK, ""},
+		{"a var that is too large", block("name") + plug(xAlloc, 2<<20) + plug(xVarSet|xA|xB, 0, 1), job.KindLimit, "vars are over their limit"},
+		{"a request that is too large", plug(xAlloc, 1<<20) + plug(xRequest|xA, 0, 0), job.KindLimit, "request of 1048576 bytes is over the limit of 524288"},
 		{"a var bomb", plug(xTimes, 1000) + plug(xVars, 1<<16), job.KindLimit, "vars are over their limit of 1048576 bytes"},
 		{"many small vars", plug(xTimes, 1<<14) + plug(xVars, 1), job.KindLimit, "vars are over their limit"},
 		{"endless work for the host", plug(xTimes, 1<<62) + plug(xAllocFree, 1<<20), job.KindTimeout, ""},

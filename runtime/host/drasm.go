@@ -52,7 +52,7 @@ func drasmRequest(ctx context.Context, c *Call, m api.Module, stack []uint64) {
 }
 
 func (c *Call) drasmReply(ctx context.Context, raw []byte) []byte {
-	err := c.exchange(ctx, func() (outgoing, error) { return parseDRASM(raw) })
+	err := c.exchange(ctx, func() (outgoing, error) { return parseDRASM(raw, c.HTTPBytes) })
 	if err != nil {
 		out := map[string]any{"_error": c.http.err}
 		if c.http.status != 0 {
@@ -74,8 +74,16 @@ func mustJSON(v any) []byte {
 	return b
 }
 
-// parseRequest reads a request that is JSON: {"url", "method"?, "headers"?, "body"?}. The body is left as it is.
-func parseRequest(raw []byte) (outgoing, json.RawMessage, error) {
+// maxRequest is the most JSON, in bytes, that a request is read from, its body apart: what it makes in the host's memory is a
+// multiple of that.
+const maxRequest = 512 << 10
+
+// parseRequest reads a request that is JSON: {"url", "method"?, "headers"?, "body"?}. The body, of about that many bytes at most,
+// is left as it is.
+func parseRequest(raw []byte, body int64) (outgoing, json.RawMessage, error) {
+	if most := maxRequest + 6*body; int64(len(raw)) > most { // a byte is up to six of JSON
+		return outgoing{}, nil, &refusal{abi.HTTPLimit, fmt.Errorf("request of %d bytes is over the limit of %d", len(raw), most)}
+	}
 	var in struct {
 		URL     string            `json:"url"`
 		Method  string            `json:"method"`
@@ -98,8 +106,8 @@ func parseRequest(raw []byte) (outgoing, json.RawMessage, error) {
 }
 
 // parseDRASM reads a request of DRASM's making.
-func parseDRASM(raw []byte) (outgoing, error) {
-	r, body, err := parseRequest(raw)
+func parseDRASM(raw []byte, most int64) (outgoing, error) {
+	r, body, err := parseRequest(raw, most)
 	if err != nil {
 		return outgoing{}, err
 	}

@@ -66,7 +66,7 @@ func TestParseDRASMRequest(t *testing.T) {
 		{`{"url":"http://x/","headers":{"a b":"c"}}`, "", "", "", "", "not a token"},
 		{`{"url":"http://x/","headers":{"a":"b\r\nc: d"}}`, "", "", "", "", "control characters"},
 	} {
-		r, err := parseDRASM([]byte(tt.in))
+		r, err := parseDRASM([]byte(tt.in), 1<<20)
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%s: %v, want %q", tt.in, err, tt.err)

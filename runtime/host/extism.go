@@ -159,7 +159,7 @@ func (c *Call) release(at uint64) {
 		x.input, x.inputAt = nil, 0
 	}
 	if x.outAt-at < uint64(len(b)) {
-		x.out, x.outAt = append([]byte(nil), x.out...), 0
+		x.out, x.outAt = append([]byte(nil), x.out...), 0 // a copy, so that the rest of the block can go
 	}
 	x.arena.free(at)
 	if len(b) >= 64<<10 { // worth giving back to the guest's memory at once
@@ -339,8 +339,12 @@ func extismVarGet(ctx context.Context, c *Call, _ api.Module, stack []uint64) {
 // extismVarSet is var_set(name, value); a value at 0 deletes. Vars last as long as the job.
 func extismVarSet(ctx context.Context, c *Call, _ api.Module, stack []uint64) {
 	x := c.task("var_set")
-	name := string(c.take(ctx, "var name", stack[0]))
-	value := append([]byte(nil), c.take(ctx, "var value", stack[1])...)
+	rawName, rawValue := c.take(ctx, "var name", stack[0]), c.take(ctx, "var value", stack[1])
+	n := len(rawName) + len(rawValue)
+	if n > MaxVars {
+		panic(overVars())
+	}
+	name, value := string(rawName), append([]byte(nil), rawValue...)
 	c.release(stack[0])
 	c.release(stack[1])
 	if old, ok := x.vars[name]; ok {
@@ -350,9 +354,8 @@ func extismVarSet(ctx context.Context, c *Call, _ api.Module, stack []uint64) {
 	if stack[1] == 0 {
 		return
 	}
-	n := len(name) + len(value)
 	if x.varSize+cost(n) > MaxVars {
-		panic(&Fault{Kind: job.KindLimit, Text: "vars are over their limit of " + strconv.Itoa(MaxVars) + " bytes"})
+		panic(overVars())
 	}
 	if !c.hasRoom(uint64(n)) {
 		panic(noRoom("a var", uint64(n)))
@@ -364,12 +367,16 @@ func extismVarSet(ctx context.Context, c *Call, _ api.Module, stack []uint64) {
 	x.varSize += cost(n)
 }
 
+func overVars() *Fault {
+	return &Fault{Kind: job.KindLimit, Text: "vars are over their limit of " + strconv.Itoa(MaxVars) + " bytes"}
+}
+
 // extismRequest is http_request(request, body) address of the response's body, the request being {"url", "method"?,
 // "headers"?}. Extism has no way to say that a request failed: the guest is stopped.
 func extismRequest(ctx context.Context, c *Call, _ api.Module, stack []uint64) {
 	c.needJob("http_request")
 	err := c.exchange(ctx, func() (outgoing, error) {
-		r, _, err := parseRequest(c.take(ctx, "request", stack[0]))
+		r, _, err := parseRequest(c.take(ctx, "request", stack[0]), 0)
 		r.body = c.take(ctx, "request body", stack[1])
 		return r, err
 	})

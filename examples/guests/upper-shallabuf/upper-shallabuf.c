@@ -8,14 +8,14 @@
 
 static unsigned jobs;
 
-// room takes memory of its own. A malloc that is called for the first time may not do: wasi-libc's of before 2023 takes all memory
-// that is there by then for its heap, the input's too.
+// room takes memory of its own.
 static char *room(unsigned long n) { return (char *)(__builtin_wasm_memory_grow(0, (n + 65535) >> 16) << 16); }
 
 __attribute__((export_name("run"))) const char *run(const char *in) {
   const char *begin = strstr(in, "\"text\""), *end;
   if (in[0] == '#') switch (in[1]) {
     case 't': __builtin_trap();
+    case 'a': return strcpy(malloc(strlen(in) + 1), in);
     case 'e': return in;                                                  // an echo
     case 'o': return (const char *)-1;                                    // out of bounds
     case 'm': return (const char *)(__builtin_wasm_memory_size(0) << 16); // likewise
