@@ -69,8 +69,10 @@ func Chain(cfg Config) (job.Handler, error) {
 		Deadline(cfg.Timeout, cfg.Admit),
 		Retry(cfg.Retry, cfg.Sink),
 		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), cfg.Sink),
+		blame(job.PartStore),
 		Publish(out),
 		DeadLetter(out),
+		blame(job.PartPublisher),
 		Correlate(),
 		Observe(cfg.Sink),
 	} {
@@ -88,6 +90,19 @@ func pure(cfg Config) func(*job.Job) bool {
 		r, err := cfg.Runner(j)
 		p, ok := r.(job.Pure)
 		return err == nil && ok && p.Pure()
+	}
+}
+
+// blame names the part that errors of the stages within come from.
+func blame(part job.Part) Stage {
+	return func(next job.Handler) job.Handler {
+		return func(ctx context.Context, x *job.Exchange) error {
+			err := next(ctx, x)
+			if err != nil && job.PartOf(err) == "" {
+				return &job.Trouble{Part: part, Err: err}
+			}
+			return err
+		}
 	}
 }
 

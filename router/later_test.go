@@ -162,12 +162,12 @@ func TestDrainingRouteIsNotOpen(t *testing.T) {
 		go func() { done <- r.Run(ctx) }()
 		src.put("a", "")
 		synctest.Wait()
-		if s := r.Status()[0]; !s.Open || s.InFlight != 1 {
+		if s := r.Status()[0]; len(s.Pauses) != 0 || s.InFlight != 1 {
 			t.Fatalf("status %+v, want open with a job in flight", s)
 		}
 		stop()
 		synctest.Wait()
-		if s := r.Status()[0]; s.Open || s.InFlight != 1 {
+		if s := r.Status()[0]; len(s.Pauses) != 1 || s.Pauses[0].Reason != router.Draining || s.InFlight != 1 {
 			t.Errorf("status %+v, want draining with a job in flight", s)
 		}
 		if err := <-done; err != nil {

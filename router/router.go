@@ -25,6 +25,8 @@ type Router struct {
 	log    *slog.Logger
 	routes []Route
 	wins   []atomic.Pointer[Window]
+
+	opening []atomic.Pointer[error] // why a source is not open yet
 }
 
 // closeTimeout bounds how long a source may take to write what is settled and leave its group.
@@ -42,7 +44,7 @@ func New(log *slog.Logger, routes []Route) (*Router, error) {
 		}
 		seen[r.Window.Route] = true
 	}
-	return &Router{log: log, routes: routes, wins: make([]atomic.Pointer[Window], len(routes))}, nil
+	return &Router{log: log, routes: routes, wins: make([]atomic.Pointer[Window], len(routes)), opening: make([]atomic.Pointer[error], len(routes))}, nil
 }
 
 // Run runs every route until ctx ends and all have drained, or until one of them fails for good, which drains the others and
@@ -65,7 +67,7 @@ func (r *Router) Run(ctx context.Context) error {
 
 func (r *Router) run(ctx context.Context, i int) error {
 	route := r.routes[i]
-	src, err := r.open(ctx, route)
+	src, err := r.open(ctx, i)
 	if src == nil {
 		return err
 	}
@@ -84,8 +86,8 @@ func (r *Router) run(ctx context.Context, i int) error {
 }
 
 // open tries to begin consuming until it succeeds, ctx ends (nil, nil) or it fails for good.
-func (r *Router) open(ctx context.Context, route Route) (transport.Source, error) {
-	pause := minPause
+func (r *Router) open(ctx context.Context, i int) (transport.Source, error) {
+	route, pause := r.routes[i], minPause
 	for {
 		src, err := route.Open(ctx)
 		switch {
@@ -96,33 +98,11 @@ func (r *Router) open(ctx context.Context, route Route) (transport.Source, error
 		case transport.Permanent(err):
 			return nil, fmt.Errorf("route %q: %w", route.Window.Route, err)
 		}
+		r.opening[i].Store(&err)
 		r.log.Warn("source cannot be opened, trying again", "route", route.Window.Route, "err", err, "pause", pause)
 		if !sleep(ctx, pause) {
 			return nil, nil
 		}
 		pause = min(2*pause, maxPause)
 	}
-}
-
-// Status is the state of one route.
-type Status struct {
-	Route    string
-	Open     bool  // it consumes; no longer once it drains
-	Trouble  error // why consumption is paused; nil when it is not
-	InFlight int   // jobs running
-	Out      int   // deliveries not settled, those running included
-}
-
-// Status returns the state of every route, in the order in which they were given.
-func (r *Router) Status() []Status {
-	out := make([]Status, len(r.routes))
-	for i := range r.routes {
-		out[i].Route = r.routes[i].Window.Route
-		if w := r.wins[i].Load(); w != nil {
-			out[i].Open = !w.Draining()
-			out[i].Trouble = w.Trouble()
-			out[i].InFlight, out[i].Out = w.InFlight()
-		}
-	}
-	return out
 }

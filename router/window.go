@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/crash"
@@ -40,7 +41,10 @@ type Window struct {
 	draining bool
 	trouble  error         // why consumption is paused; nil when it is not
 	troubled int           // items whose last trip met trouble: they find out whether it is over
+	fetching error         // why the source cannot be read; nil while it can
 	idle     chan struct{} // closed when draining and nothing is out
+
+	failed atomic.Int64 // reads of the source that failed
 }
 
 // WindowConfig is what a Window needs. Decode and Handle must be safe for concurrent use.
@@ -60,7 +64,10 @@ type WindowConfig struct {
 	Decode func(transport.Delivery) *job.Job
 	// Handle is the chain.
 	Handle job.Handler
-	Log    *slog.Logger
+	// Hold, which may be nil, says why no jobs should be taken although all that the chain needs is there; nil when they should.
+	// With probe one may be taken, while none is out, to find out whether that is over. It is asked often and must be quick.
+	Hold func() (probe bool, why error)
+	Log  *slog.Logger
 }
 
 const (
@@ -71,6 +78,13 @@ const (
 	// gather is how long a fetch is put off, while a backlog waits, for more slots to become free: many small fetches cost more
 	// than the wait.
 	gather = 200 * time.Microsecond
+	// maxFault is the longest pause of a source that cannot be read until an operator has mended something.
+	maxFault = 30 * time.Second
+	// fetchQuiet is how long a read that failed before waits for messages until it counts as one that works. It is longer than any
+	// source takes to find out that it does not.
+	fetchQuiet = 10 * time.Second
+	// holdPoll is how often Hold is asked while it holds.
+	holdPoll = 250 * time.Millisecond
 	// movePause is the wait after a first failed move; it doubles up to 64 times itself.
 	movePause = time.Second
 	// sweepEvery is how often parked deliveries are looked at where the source has no lease, which tells how often.

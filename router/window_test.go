@@ -28,6 +28,8 @@ type feed struct {
 	extended int
 	limits   []int
 	failing  error // of Retry
+	broken   error // of Fetch
+	fetches  int
 }
 
 type parcel struct {
@@ -52,7 +54,12 @@ func (f *feed) put(pos, key string, h ...job.Field) {
 func (f *feed) Fetch(ctx context.Context, limit int) ([]transport.Delivery, error) {
 	f.mu.Lock()
 	f.limits = append(f.limits, limit)
+	f.fetches++
+	broken := f.broken
 	f.mu.Unlock()
+	if broken != nil {
+		return nil, broken
+	}
 	var out []transport.Delivery
 	select {
 	case p := <-f.ch:

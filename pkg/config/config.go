@@ -219,19 +219,20 @@ type Route struct {
 	Name string `yaml:"name"` // unique; scopes job ids. Default: From
 	From string `yaml:"from"` // subject, topic or stream of the jobs; wildcards on NATS only
 	// Module is a module's name, or a template such as "{header.Wasm-Module}" that is filled in from the job's headers.
-	Module      string        `yaml:"module"`
-	To          string        `yaml:"to"`          // where results go; empty: nowhere
-	DeadLetter  string        `yaml:"dead_letter"` // Default: From with _dlq behind it
-	Concurrency int           `yaml:"concurrency" min:"1" max:"4096"`
-	Order       string        `yaml:"order" enum:"none|key"`
-	Envelope    string        `yaml:"envelope" enum:"none|drasm|watermill" later:"cloudevents"`
-	Reply       []string      `yaml:"reply"` // patterns of the reply subjects that jobs may name. Default: _INBOX.> on NATS, else none
-	Retry       Retry         `yaml:"retry"`
-	Dedup       Dedup         `yaml:"dedup"`
-	Lease       time.Duration `yaml:"lease" min:"1s" max:"1h"`      // silence after which a job is given to another sidecar
-	Timeout     time.Duration `yaml:"timeout" min:"0s" max:"24h"`   // of one attempt; 0: the module's limits.time alone
-	MaxBody     Size          `yaml:"max_body" min:"1B" max:"1GiB"` // larger jobs are invalid
-	Limits      RouteLimits   `yaml:"limits"`                       // of one run; they never widen the module's own
+	Module      string   `yaml:"module"`
+	To          string   `yaml:"to"`          // where results go; empty: nowhere
+	DeadLetter  string   `yaml:"dead_letter"` // Default: From with _dlq behind it
+	Concurrency int      `yaml:"concurrency" min:"1" max:"4096"`
+	Order       string   `yaml:"order" enum:"none|key"`
+	Envelope    string   `yaml:"envelope" enum:"none|drasm|watermill" later:"cloudevents"`
+	Reply       []string `yaml:"reply"` // patterns of the reply subjects that jobs may name. Default: _INBOX.> on NATS, else none
+	Retry       Retry    `yaml:"retry"`
+	Dedup       Dedup    `yaml:"dedup"`
+	// Lease is the silence after which a job is given to another sidecar; 0 with dedup: off on Kafka, where there is none.
+	Lease   time.Duration `yaml:"lease" max:"1h"`
+	Timeout time.Duration `yaml:"timeout" min:"0s" max:"24h"`   // of one attempt; 0: the module's limits.time alone
+	MaxBody Size          `yaml:"max_body" min:"1B" max:"1GiB"` // larger jobs are invalid
+	Limits  RouteLimits   `yaml:"limits"`                       // of one run; they never widen the module's own
 }
 
 // Retry is what becomes of an attempt that failed and may be made again.

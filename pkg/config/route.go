@@ -62,8 +62,22 @@ func (r *report) route(c *Config, rt *Route, path string) {
 		}
 	}
 	r.dedup(&rt.Dedup, path+".dedup")
+	r.lease(c, rt, path+".lease")
 	if rt.Retry.MaxBackoff < rt.Retry.Backoff {
 		r.failf(path+".retry.max_backoff", "%s is less than backoff, %s", formatDuration(rt.Retry.MaxBackoff), formatDuration(rt.Retry.Backoff))
+	}
+}
+
+// lease refuses one that nobody would hold: Kafka has none, and without dedup there are no claims.
+func (r *report) lease(c *Config, rt *Route, path string) {
+	switch none := c.Transport == Kafka && rt.Dedup.Off; {
+	case r.wrong[path]:
+	case none && !r.given(path):
+		rt.Lease = 0
+	case none && rt.Lease != 0:
+		r.failf(path, "does nothing with dedup: off on kafka, which gives jobs to another sidecar after kafka.session_timeout; remove it")
+	case !none && rt.Lease < time.Second:
+		r.failf(path, "%s is too small; the least is 1s", formatDuration(rt.Lease))
 	}
 }
 

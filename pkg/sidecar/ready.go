@@ -2,12 +2,15 @@ package sidecar
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/api"
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/telemetry"
+	"github.com/wasmsidecar/wasmsidecar/router"
 )
 
 // prober asks broker and store every so often whether they answer, so that whoever reads readiness or metrics never waits.
@@ -99,14 +102,11 @@ func (s *Sidecar) ready() []api.Check {
 		return out
 	}
 	for _, st := range r.Status() {
-		switch {
-		case !st.Open:
-			check("route "+st.Route, false, "not consuming")
-		case st.Trouble != nil:
-			check("route "+st.Route, false, "paused: "+st.Trouble.Error())
-		default:
-			check("route "+st.Route, true, "")
+		var why []string
+		for _, p := range st.Pauses {
+			why = append(why, fmt.Sprintf("paused (%s): %v", p.Reason, p.Err))
 		}
+		check("route "+st.Route, len(why) == 0, strings.Join(why, "; "))
 	}
 	return out
 }
@@ -126,7 +126,14 @@ func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 	}
 	var out []telemetry.RouteGauge
 	for _, st := range r.Status() {
-		out = append(out, telemetry.RouteGauge{Route: st.Route, InFlight: st.InFlight, Out: st.Out, Paused: st.Trouble != nil || !st.Open})
+		g := telemetry.RouteGauge{Route: st.Route, InFlight: st.InFlight, Out: st.Out, Failed: st.Failed, Paused: map[string]bool{}}
+		for _, reason := range router.Reasons() {
+			g.Paused[string(reason)] = false
+		}
+		for _, p := range st.Pauses {
+			g.Paused[string(p.Reason)] = true
+		}
+		out = append(out, g)
 	}
 	return out
 }

@@ -126,8 +126,8 @@ func TestReadiness(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.router.Store(r)
-	check("route jobs", false, "not consuming")
-	if g := s.routeGauges(); len(g) != 1 || !g[0].Paused {
+	check("route jobs", false, "paused (opening): its source is being opened")
+	if g := s.routeGauges(); len(g) != 1 || !g[0].Paused["opening"] || g[0].Paused["store"] {
 		t.Errorf("gauges %+v, want one paused route", g)
 	}
 }

@@ -56,7 +56,8 @@ type MemoryGauge struct {
 type RouteGauge struct {
 	Route         string
 	InFlight, Out int
-	Paused        bool
+	Failed        int64           // reads of the source that failed so far
+	Paused        map[string]bool // by reason, of which each has an entry
 }
 
 // PartGauge says whether a part outside the process answers: kind "broker" or "store".
@@ -172,7 +173,8 @@ type gauges struct{ g Gauges }
 var (
 	descInFlight = prometheus.NewDesc("wasmsidecar_in_flight", "Jobs running.", []string{"route"}, nil)
 	descOut      = prometheus.NewDesc("wasmsidecar_deliveries", "Deliveries not settled, those running included.", []string{"route"}, nil)
-	descPaused   = prometheus.NewDesc("wasmsidecar_paused", "1 while the route takes no jobs because a part it needs is away.", []string{"route"}, nil)
+	descPaused   = prometheus.NewDesc("wasmsidecar_paused", "1 while the route takes no jobs for this reason.", []string{"route", "reason"}, nil)
+	descFailed   = prometheus.NewDesc("wasmsidecar_fetch_failures_total", "Reads of the route's source that failed.", []string{"route"}, nil)
 	descBudget   = prometheus.NewDesc("wasmsidecar_memory_budget_bytes", "What the memory of all guests together may take.", nil, nil)
 	descRunning  = prometheus.NewDesc("wasmsidecar_memory_running_bytes", "What the jobs that run may take of it.", nil, nil)
 	descIdle     = prometheus.NewDesc("wasmsidecar_memory_idle_bytes", "What instances have of it that wait for a job.", nil, nil)
@@ -186,7 +188,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -200,7 +202,10 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 		for _, r := range c.g.Routes() {
 			gauge(descInFlight, float64(r.InFlight), r.Route)
 			gauge(descOut, float64(r.Out), r.Route)
-			gauge(descPaused, bit(r.Paused), r.Route)
+			for reason, paused := range r.Paused {
+				gauge(descPaused, bit(paused), r.Route, reason)
+			}
+			ch <- prometheus.MustNewConstMetric(descFailed, prometheus.CounterValue, float64(r.Failed), r.Route)
 		}
 	}
 	if c.g.Memory != nil {

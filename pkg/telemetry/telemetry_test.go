@@ -68,7 +68,7 @@ func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	m := metrics(t, telemetry.Gauges{
 		Routes: func() []telemetry.RouteGauge {
-			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Paused: true}}
+			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Failed: 3, Paused: map[string]bool{"store": true}}}
 		},
 		Parts: func() []telemetry.PartGauge {
 			return []telemetry.PartGauge{{Kind: "broker", Name: "kafka", Up: true}, {Kind: "store", Name: "redis"}}
@@ -97,7 +97,8 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_build_info":           "version",
 		"wasmsidecar_in_flight":            "route",
 		"wasmsidecar_deliveries":           "route",
-		"wasmsidecar_paused":               "route",
+		"wasmsidecar_paused":               "reason,route",
+		"wasmsidecar_fetch_failures_total": "route",
 		"wasmsidecar_broker_up":            "transport",
 		"wasmsidecar_store_up":             "store",
 		"wasmsidecar_memory_budget_bytes":  "",

@@ -374,3 +374,26 @@ func TestGap(t *testing.T) {
 		t.Errorf("counted %d lost messages, want 50", n)
 	}
 }
+
+// A source says that it has no partitions yet until the group has assigned them; a member for whom there are none has joined too.
+func TestJoined(t *testing.T) {
+	t.Parallel()
+	topic := unique(t)
+	cfg := config(t, real(t))
+	tr := open(t, cfg)
+	prepare(t, tr, topic)
+	first := openSource(t, tr, topic)
+	if first.Joined() == nil {
+		t.Error("joined before the broker was asked")
+	}
+	await(t, "the partition", func() bool { return first.Joined() == nil })
+	spare := openSource(t, open(t, cfg), topic)
+	await(t, "the word that there is none left", func() bool { return spare.Joined() == nil })
+	spare.mu.Lock()
+	first.mu.Lock()
+	defer first.mu.Unlock()
+	defer spare.mu.Unlock()
+	if len(first.parts)+len(spare.parts) != 1 {
+		t.Errorf("%d and %d partitions, want one between them", len(first.parts), len(spare.parts))
+	}
+}

@@ -56,6 +56,7 @@ type source struct {
 	purgeC  chan struct{} // to the keeper: a topic was made again
 	dirty   atomic.Bool   // commitC was signalled
 	closing atomic.Bool
+	joined  atomic.Bool // the group has given us partitions, or said that there are none for us
 
 	mu      sync.Mutex
 	parts   map[topicPartition]*partition
@@ -97,8 +98,12 @@ func newSource(t *Transport, cfg sourceConfig) (*source, error) {
 		kgo.DisableAutoCommit(), // it would write over our metadata
 		kgo.OnOffsetsFetched(s.onOffsets),
 		kgo.AdjustFetchOffsetsFn(s.onAdjust),
+		kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) { s.joined.Store(true) }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.revoke(m) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.lose(m) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+			s.joined.Store(false)
+			s.lose(m)
+		}),
 	}
 	if cfg.partBytes > 0 {
 		opts = append(opts, kgo.FetchMaxPartitionBytes(cfg.partBytes))
@@ -126,6 +131,14 @@ func (s *source) Lease() time.Duration { return 0 }
 
 // Extend has nothing to do.
 func (s *source) Extend(context.Context, []transport.Delivery) error { return nil }
+
+// Joined is nil once the group has given this member its partitions. In a group with more members than partitions some have none.
+func (s *source) Joined() error {
+	if s.joined.Load() {
+		return nil
+	}
+	return fmt.Errorf("kafka: group %s has not assigned partitions of %s yet", s.group, s.topics[0])
+}
 
 // fail keeps an error for the next Fetch.
 func (s *source) fail(err error) {
