@@ -90,6 +90,45 @@ func TestEmbedFullDisk(t *testing.T) {
 	}, "is full")
 }
 
+// What this process writes leaves some of the disk free, so that the state's stream never meets a full one: nats-server 2.15.2 would
+// count up to its sequences, in memory.
+func TestEmbedKeepsRoom(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := mountSmall(t, dir); err != nil {
+		t.Logf("no small file system can be mounted here (%v)", err)
+		return
+	}
+	s := embed(t, EmbedConfig{Dir: dir, Log: logTo(t)})
+	tr := open(t, dial(t, s.ConnectConfig()), func(c *Config) { c.Health = s.Err })
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	m := &transport.Message{Subject: "jobs", Body: make([]byte, 200<<10)}
+	written, err := 0, error(nil)
+	for ; written < 200 && err == nil; written++ {
+		err = tr.Publisher().Publish(t.Context(), m)
+	}
+	free, total := space(dir)
+	if !errors.Is(err, syscall.ENOSPC) || written < 20 || free < kept(total)/2 || free > 2*kept(total) {
+		t.Fatalf("%d written, %d of %d bytes free, then %v", written, free, total, err)
+	}
+	if err := s.Err(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the server says %v", err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=48m"); err != nil { // an operator makes room
+		t.Fatal(err)
+	}
+	await(t, "the server goes on", func() bool { return tr.Publisher().Publish(t.Context(), m) == nil })
+}
+
+func TestKept(t *testing.T) {
+	t.Parallel()
+	for total, want := range map[uint64]uint64{0: 0, 1 << 20: 4 << 20, 80 << 20: 10 << 20, 1 << 40: 256 << 20} {
+		if got := kept(total); got != want {
+			t.Errorf("of %d bytes %d stay free, want %d", total, got, want)
+		}
+	}
+}
+
 // Writes that fail for another reason, in a process of its own: a limit on the size of files, which is lifted later.
 func TestEmbedFileTooLarge(t *testing.T) {
 	if os.Getenv(fileLimitEnv) == "" {

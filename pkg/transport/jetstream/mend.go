@@ -17,6 +17,10 @@ const (
 	watchEvery = time.Second
 	// trialSize is what has to fit into the directory before a server that could not write is started anew.
 	trialSize = 2 << 20
+	// keepMost and keepLeast bound what is kept free of the disk, of which it is an eighth otherwise; see Err. Jobs that are under way
+	// when that is reached still write, so it is more than they bring together.
+	keepMost  = 256 << 20
+	keepLeast = 4 << 20
 	// restartPause follows a restart, longer each time, until the server has been sound for as long as restartPauseMax.
 	restartPause    = time.Second
 	restartPauseMax = time.Minute
@@ -26,10 +30,35 @@ const (
 //
 // nats-server writes no more to a stream of which one write has failed, for want of room above all, and does not answer who
 // publishes to it. So once the directory takes writes again the server is started anew, in place: clients connect again.
+//
+// This process writes nothing to a disk that is nearly full, so that the stream of the state never meets a full one: nats-server
+// 2.15.2 counts the messages that a failed write has lost from sequence 1 on, in memory, where the block's first message was cut off,
+// and that stream's sequences begin at many billions.
 func (e *Server) Err() error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.trouble
+	trouble := e.trouble
+	e.mu.Unlock()
+	if trouble != nil {
+		return trouble
+	}
+	return e.scarce()
+}
+
+// scarce says that no more of the disk is free than is kept so.
+func (e *Server) scarce() error {
+	free, total := space(e.cfg.Dir)
+	if keep := kept(total); free < keep {
+		return e.fullError(free, total)
+	}
+	return nil
+}
+
+// kept is how much of a disk stays free.
+func kept(total uint64) uint64 {
+	if total == 0 {
+		return 0 // it cannot be told
+	}
+	return min(max(total/8, keepLeast), keepMost)
 }
 
 // watch mends the server until ctx ends.
@@ -40,7 +69,7 @@ func (e *Server) watch(ctx context.Context) {
 		s := e.running()
 		err := broken(s)
 		if s != nil && err == nil {
-			if e.note(nil); time.Since(sound) > restartPauseMax {
+			if e.note(e.scarce()); time.Since(sound) > restartPauseMax {
 				wait = restartPause
 			}
 			continue
@@ -97,10 +126,13 @@ func (e *Server) diskError(err error) error {
 	if !errors.Is(err, syscall.ENOSPC) {
 		return fmt.Errorf("embedded NATS server: data directory %s takes no writes: %w; mend that, and the server goes on by itself", e.cfg.Dir, err)
 	}
-	free, total := space(e.cfg.Dir)
+	return e.fullError(space(e.cfg.Dir))
+}
+
+func (e *Server) fullError(free, total uint64) error {
 	const mib = 1 << 20
-	return fmt.Errorf("embedded NATS server: the disk under %s is full, %.1f of %.0f MiB are free: make room, and the server goes on by "+
-		"itself: %w", e.cfg.Dir, float64(free)/mib, float64(total)/mib, syscall.ENOSPC)
+	return fmt.Errorf("embedded NATS server: the disk under %s is full, %.1f of %.0f MiB are free, of which %.1f stay so: make room, and the "+
+		"server goes on by itself: %w", e.cfg.Dir, float64(free)/mib, float64(total)/mib, float64(kept(total))/mib, syscall.ENOSPC)
 }
 
 // full adds to an error that the disk is full, where it is.
