@@ -159,13 +159,13 @@ func (b *budget) part(p *pool) {
 	delete(b.pools, p)
 }
 
-// admission says that a job of a module has the memory that it may take.
+// admission says that a job of a module has the memory that it may take. The module is not closed before it has run.
 type admission struct{ m *Module }
 
 type admissionKey struct{}
 
 // Admit waits until there is memory for a job, so that whoever bounds the time of its run can begin to count after it. The
-// context is for Run, after which release must be called once. Where it returns an error the job has not begun: KindExpired when
+// context is for Run, after which release must be called once; the module stays open for it until then. Where it returns an error the job has not begun: KindExpired when
 // the job's time to begin has passed, else KindUnavailable, because ctx ended or too much time went by.
 func (m *Module) Admit(ctx context.Context, j *job.Job) (running context.Context, release func(), err error) {
 	return m.admit(ctx, j, m.own)
@@ -174,6 +174,9 @@ func (m *Module) Admit(ctx context.Context, j *job.Job) (running context.Context
 func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (context.Context, func(), error) {
 	if a, ok := ctx.Value(admissionKey{}).(admission); ok && a.m == m {
 		return ctx, func() {}, nil
+	}
+	if err := m.enter(); err != nil {
+		return nil, nil, err
 	}
 	p, _ := m.instances.(*pool)
 	n := m.need(t, p)
@@ -185,12 +188,16 @@ func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (context.Contex
 	}
 	b := m.engine.budget
 	if err := b.reserve(wait, n, p); err != nil {
+		m.runs.Done()
 		if ctx.Err() == nil && j != nil && !j.ExpiresAt.IsZero() && !time.Now().Before(j.ExpiresAt) {
 			return nil, nil, m.failed(job.Errorf(job.KindExpired, "the job expired while it waited for memory (memory_budget)"))
 		}
 		return nil, nil, m.failed(job.Errorf(job.KindUnavailable, "wait for memory (memory_budget): %w", err))
 	}
-	return context.WithValue(ctx, admissionKey{}, admission{m}), func() { b.release(n) }, nil
+	return context.WithValue(ctx, admissionKey{}, admission{m}), func() {
+		b.release(n)
+		m.runs.Done()
+	}, nil
 }
 
 // need is how much memory a job may take: what it is allowed, or less where the module wants less. A guest that is about to be

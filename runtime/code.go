@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +37,8 @@ type code struct {
 	ready  chan struct{} // closed when the fields below stand
 	err    error
 
+	entry     *entry                  // on disk; nil: none
+	cache     wazero.CompilationCache // of the runtime; nil: none
 	rt        wazero.Runtime
 	compiled  wazero.CompiledModule
 	rewritten *rewrite.Module // without its bytes
@@ -101,11 +101,9 @@ func (e *Engine) releaseLocked(c *code) {
 	if e.codes[c.key] == c {
 		delete(e.codes, c.key)
 	}
-	if c.compiled != nil {
-		_ = c.compiled.Close(context.Background()) // the cache keeps it otherwise
-	}
-	if c.rt != nil {
-		_ = c.rt.Close(context.Background())
+	c.close()
+	if c.entry != nil {
+		c.entry.close()
 	}
 }
 
@@ -125,27 +123,13 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	}
 	wasm, c.rewritten.Wasm = c.rewritten.Wasm, nil
 	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
-	rc := wazero.NewRuntimeConfigCompiler()
-	if c.key.interpreter {
-		rc = wazero.NewRuntimeConfigInterpreter()
-	}
-	c.rt = wazero.NewRuntimeWithConfig(ctx, rc.
-		WithCompilationCache(e.cache).
-		WithMemoryLimitPages(min(c.key.pages+1, maxPages)). // one more than guests get: see cut
-		WithDebugInfoEnabled(false))
 	start := time.Now()
-	c.compiled, err = c.rt.CompileModule(ctx, wasm)
-	if err != nil && e.cfg.CacheDir != "" && strings.HasPrefix(err.Error(), "compilationcache:") {
-		e.cfg.Log.Warn("compilation cache is damaged; emptying it", "dir", e.cfg.CacheDir, "module", cfg.Name, "err", err)
-		if err = emptyCache(e.cfg.CacheDir); err == nil {
-			c.compiled, err = c.rt.CompileModule(ctx, wasm)
-		}
-	}
+	warm, err := e.compileCached(ctx, c, wasm, cfg.Name)
 	if err != nil {
 		err = fmt.Errorf("compile: %w", err)
 	}
 	if e.cfg.Compiled != nil {
-		e.cfg.Compiled(Compilation{Module: cfg.Name, Digest: c.digest, Duration: time.Since(start), Err: err})
+		e.cfg.Compiled(Compilation{Module: cfg.Name, Digest: c.digest, Duration: time.Since(start), Warm: warm, Err: err})
 	}
 	if err != nil {
 		return err
@@ -156,18 +140,71 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	return c.read()
 }
 
-// emptyCache removes the files that wazero keeps in a directory of its own below dir.
-func emptyCache(dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, "wazero-*", "*"))
-	if err != nil {
-		return err
+// compileCached compiles wasm for c, or takes what an earlier compilation left on disk. A cache that does not work costs a
+// log line and a compilation.
+func (e *Engine) compileCached(ctx context.Context, c *code, wasm []byte, name string) (warm bool, err error) {
+	if e.disk == nil || c.key.interpreter {
+		return false, c.compile(ctx, wasm, nil)
 	}
-	for _, f := range files {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+	useless := func(err error) {
+		e.cfg.Log.Warn("compilation cache cannot be used", "dir", e.cfg.CacheDir, "module", name, "err", err)
+	}
+	if c.entry, err = e.disk.open(wasm); err != nil {
+		useless(err)
+		return false, c.compile(ctx, wasm, nil)
+	}
+	warm = c.entry.holds()
+	cache, err := wazero.NewCompilationCacheWithDir(c.entry.dir)
+	if err == nil {
+		err = c.compile(ctx, wasm, cache)
+	}
+	var path *fs.PathError
+	if err != nil && (errors.As(err, &path) || strings.HasPrefix(err.Error(), "compilationcache:")) {
+		useless(err)
+		if err := c.entry.clear(); err != nil {
+			useless(err)
 		}
+		return false, c.compile(ctx, wasm, nil)
 	}
-	return nil
+	if err != nil || warm {
+		return warm, err
+	}
+	if err := errors.Join(c.entry.seal(), e.disk.evict()); err != nil {
+		useless(err)
+	}
+	return false, nil
+}
+
+// compile compiles wasm in a runtime of its own.
+func (c *code) compile(ctx context.Context, wasm []byte, cache wazero.CompilationCache) (err error) {
+	c.close() // what was tried before
+	rc := wazero.NewRuntimeConfigCompiler()
+	if c.key.interpreter {
+		rc = wazero.NewRuntimeConfigInterpreter()
+	}
+	// One page more than guests get: see cut.
+	rc = rc.WithMemoryLimitPages(min(c.key.pages+1, maxPages)).WithDebugInfoEnabled(false)
+	if c.cache = cache; cache != nil {
+		rc = rc.WithCompilationCache(cache)
+	}
+	c.rt = wazero.NewRuntimeWithConfig(ctx, rc)
+	c.compiled, err = c.rt.CompileModule(ctx, wasm)
+	return err
+}
+
+// close gives back what compile made. The machine code itself goes with the next collection.
+func (c *code) close() {
+	ctx := context.Background()
+	if c.compiled != nil {
+		_ = c.compiled.Close(ctx)
+	}
+	if c.rt != nil {
+		_ = c.rt.Close(ctx)
+	}
+	if c.cache != nil {
+		_ = c.cache.Close(ctx) // closes what the runtime would without a cache
+	}
+	c.compiled, c.rt, c.cache = nil, nil, nil
 }
 
 // read takes down what the module imports and exports.

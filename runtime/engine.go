@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tetratelabs/wazero"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
@@ -29,6 +28,9 @@ type Config struct {
 	// CacheDir keeps machine code between starts. It is made with mode 0700 and refused when others own it or may write to
 	// it: who can write there can run code in this process. Empty: nothing is kept.
 	CacheDir string
+	// CacheSize is how many bytes CacheDir may take up: beyond it the code that was not used for the longest time is removed,
+	// unless it is in use in this or another process. 0: unbounded.
+	CacheSize int64
 	// MemoryBudget bounds what the memory of all guests together may take, in bytes: the limits of all jobs that run at once,
 	// and what idle instances have. A job that does not fit waits; a module whose limit is larger is not loaded. 0: unbounded.
 	MemoryBudget int64
@@ -50,13 +52,14 @@ type Compilation struct {
 	Module   string // the name under which it was loaded first
 	Digest   string
 	Duration time.Duration
+	Warm     bool // the machine code came from CacheDir
 	Err      error
 }
 
 // Engine compiles modules and runs their jobs. It may be used by many goroutines.
 type Engine struct {
 	cfg    Config
-	cache  wazero.CompilationCache
+	disk   *diskCache // nil: nothing is kept
 	budget *budget
 	egress *host.Egress
 	start  time.Time // of the guests' monotonic clock
@@ -71,7 +74,7 @@ type Engine struct {
 
 // New returns an Engine. It starts nothing; Close gives back what its modules hold.
 func New(cfg Config) (*Engine, error) {
-	if cfg.MemoryBudget < 0 || cfg.CompileWorkers < 0 {
+	if cfg.MemoryBudget < 0 || cfg.CompileWorkers < 0 || cfg.CacheSize < 0 {
 		return nil, errors.New("open wasm engine: a number is below zero")
 	}
 	if cfg.Log == nil {
@@ -88,14 +91,13 @@ func New(cfg Config) (*Engine, error) {
 		e.memories = m.memories
 		return m
 	})
-	e.cache = wazero.NewCompilationCache()
 	if cfg.CacheDir != "" {
-		if err := privateDir(cfg.CacheDir); err != nil {
-			return nil, fmt.Errorf("open compilation cache: %w", err)
-		}
 		var err error
-		if e.cache, err = wazero.NewCompilationCacheWithDir(cfg.CacheDir); err != nil {
-			return nil, fmt.Errorf("open compilation cache %s: %w", cfg.CacheDir, err)
+		if e.disk, err = openDiskCache(cfg.CacheDir, cfg.CacheSize, cfg.Log); err == nil {
+			err = e.disk.evict()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open compilation cache: %w", err)
 		}
 	}
 	return e, nil
@@ -346,9 +348,6 @@ func (e *Engine) Close(ctx context.Context) error {
 		if err := memories.close(); err != nil {
 			return fmt.Errorf("close memories: %w", err)
 		}
-	}
-	if err := e.cache.Close(ctx); err != nil {
-		return fmt.Errorf("close compilation cache: %w", err)
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ var (
 	// ErrMemory: the guest crashed after the last memory that it asked for was more than limits.memory, or the host had no room left
 	// in it for what the guest wanted kept. KindLimit.
 	ErrMemory = host.ErrMemory
+	// ErrClosed: the module was closed before the run began. KindUnavailable.
+	ErrClosed = errors.New("closed")
 	// ErrOutput: the result is larger than limits.output. KindLimit.
 	ErrOutput = host.ErrOutput
 	// ErrHostCalls: more calls of host functions than limits.host_calls. KindLimit.

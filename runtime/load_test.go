@@ -267,33 +267,6 @@ func TestCacheDir(t *testing.T) {
 	}
 }
 
-// What is kept in the cache may be cut off or overwritten by accident; that costs a compilation, not the start.
-func TestCacheCorrupt(t *testing.T) {
-	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "cache")
-	for i := range 2 {
-		e, err := runtime.New(runtime.Config{CacheDir: dir})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := load(t, e, "echo").Run(t.Context(), newJob("x")); err != nil {
-			t.Errorf("round %d: %v", i, err)
-		}
-		if err := e.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
-		files, _ := filepath.Glob(filepath.Join(dir, "*", "*"))
-		if len(files) == 0 {
-			t.Fatal("nothing was kept")
-		}
-		for _, f := range files {
-			if err := os.Truncate(f, 100); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
-
 // FuzzLoad: no bytes harm the process, neither when they are loaded nor when they are run.
 func FuzzLoad(f *testing.F) {
 	for _, name := range guests.Names() {

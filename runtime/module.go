@@ -102,10 +102,6 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 			res, err = nil, m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()
-	if err := m.enter(); err != nil {
-		return nil, err
-	}
-	defer m.runs.Done()
 	ctx, release, err := m.admit(ctx, j, t)
 	if err != nil {
 		return nil, err
@@ -141,10 +137,45 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 	}, nil
 }
 
+// Try makes an instance as a job would have one, which runs what a guest runs before its first job, and keeps it for jobs where
+// that is possible. It shows that the module can run. It takes at most limits.Time, and its errors are those of Run.
+func (m *Module) Try(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
+		}
+	}()
+	ctx, release, err := m.admit(ctx, nil, m.own)
+	if err != nil {
+		return err
+	}
+	defer release()
+	call := host.NewCall(m.own.grants, &job.Job{ID: "try", Module: m.name, Attempt: 1})
+	e := ended{code: m.code, parent: ctx, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
+	var cancel context.CancelFunc
+	e.ctx, cancel = context.WithTimeout(ctx, e.limit)
+	defer cancel()
+	r := m.newRun(&e, m.own.limits)
+	in, err := m.instances.get(r.context(e.ctx), r)
+	if err == nil {
+		m.instances.put(in, nil)
+	}
+	e.err = err
+	call.End()
+	if err := e.verdict(); err != nil {
+		return m.failed(err)
+	}
+	return nil
+}
+
+func (m *Module) newRun(e *ended, limits Limits) *run {
+	deadline, _ := e.ctx.Deadline()
+	return &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
+}
+
 // run takes the job through an instance and fills in how it ended.
 func (m *Module) run(e *ended, limits Limits) {
-	deadline, _ := e.ctx.Deadline()
-	r := &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
+	r := m.newRun(e, limits)
 	ctx := r.context(e.ctx)
 	in, err := m.instances.get(ctx, r)
 	if err != nil {
@@ -193,7 +224,7 @@ func (m *Module) enter() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return m.failed(job.Errorf(job.KindUnavailable, "closed"))
+		return m.failed(job.Errorf(job.KindUnavailable, "%w", ErrClosed))
 	}
 	m.runs.Add(1)
 	return nil

@@ -91,6 +91,27 @@ func interruptible(stderr io.Writer) (context.Context, func()) {
 	}
 }
 
+// onHangup calls f for each SIGHUP, until the returned function is called.
+func onHangup(f func()) (stop func()) {
+	ch := make(chan os.Signal, 1)
+	done := make(chan struct{})
+	signal.Notify(ch, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-ch:
+				f()
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(ch)
+		close(done)
+	}
+}
+
 // gcPercent is how much the heap may grow between two collections. A sidecar's heap is small and its garbage is the messages
 // that pass through: collecting them a quarter as often saves a fifth of the work of a job, for some tens of megabytes. The
 // memory limit, where there is one, still holds.

@@ -178,5 +178,6 @@ func serve(ctx context.Context, io streams, cfg *config.Config) error {
 	if err != nil {
 		return usage(err)
 	}
+	defer onHangup(s.Reload)()
 	return s.Run(ctx)
 }

@@ -124,7 +124,7 @@ func scriptParams(t *testing.T, dir string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"addr": cmdAddr, "await": cmdAwait, "status": cmdStatus, "term": cmdTerm, "big": cmdBig, "tail": cmdTail, "expand": cmdExpand,
-			"exits": cmdExits, "request": cmdRequest, "exited": cmdExited,
+			"exits": cmdExits, "hangup": cmdHangup, "request": cmdRequest, "exited": cmdExited,
 		},
 	}
 }
@@ -192,6 +192,15 @@ func cmdTerm(ts *testscript.TestScript, _ bool, _ []string) {
 	cmd := cmds[len(cmds)-1]
 	*ts.Value(signalled{}).(**exec.Cmd) = cmd
 	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+}
+
+// hangup: sends SIGHUP to the command that was put into the background last.
+func cmdHangup(ts *testscript.TestScript, _ bool, _ []string) {
+	cmds := ts.BackgroundCmds()
+	if len(cmds) == 0 {
+		ts.Fatalf("nothing runs in the background")
+	}
+	ts.Check(cmds[len(cmds)-1].Process.Signal(syscall.SIGHUP))
 }
 
 // signalled is the key of the command that term signalled last.

@@ -52,6 +52,8 @@ type Config struct {
 	Drain Drain `yaml:"drain"`
 	Cache Cache `yaml:"cache"`
 
+	Reload Reload `yaml:"reload"`
+
 	hidden []string // paths that print as ***
 }
 
@@ -275,8 +277,15 @@ type Drain struct {
 
 // Cache is where compiled modules are kept.
 type Cache struct {
-	Off bool   `yaml:",off"` // compile at each start; written cache: off
-	Dir string `yaml:"dir"`  // empty: a private directory in the user's cache directory
+	Off     bool   `yaml:",off"`              // compile at each start; written cache: off
+	Dir     string `yaml:"dir"`               // empty: a private directory in the user's cache directory
+	MaxSize Size   `yaml:"max_size" min:"0B"` // beyond it what was not used for the longest time is removed; 0: no bound
+}
+
+// Reload is when the sidecar looks whether files of modules have changed. SIGHUP has it look in any case.
+type Reload struct {
+	Off      bool          `yaml:",off"`                          // at SIGHUP only; written reload: off
+	Interval time.Duration `yaml:"interval" min:"10ms" max:"24h"` // between two looks
 }
 
 // Default returns the configuration of an empty file. It has no modules and no routes; those that are added begin as
@@ -306,6 +315,8 @@ func Default() *Config {
 		Admin:   Admin{Listen: "127.0.0.1:9464"},
 		Log:     Log{Format: "text", Level: "info"},
 		Drain:   Drain{Timeout: 30 * time.Second},
+		Cache:   Cache{MaxSize: 1 << 30},
+		Reload:  Reload{Interval: 5 * time.Second},
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Ref is a reference to a module.
@@ -101,6 +102,41 @@ func (s *Source) fetch(ctx context.Context, ref Ref) (*Binary, error) {
 	}
 	return b, nil
 }
+
+// Mark is what a source looked like, for telling cheaply whether it may have changed since.
+type Mark struct {
+	st fs.FileInfo
+	at time.Time
+}
+
+// Mark looks at what ref names without reading it. Take it before Fetch, so that no change in between is missed.
+func (s *Source) Mark(ref Ref) (Mark, error) {
+	path, err := s.path(ref.Source)
+	if err != nil {
+		return Mark{}, fmt.Errorf("module %q: %w", ref.Name, err)
+	}
+	m := Mark{at: time.Now()}
+	if m.st, err = os.Stat(path); err == nil && m.st.IsDir() {
+		path = filepath.Join(path, ref.Name+".wasm")
+		m.st, err = os.Stat(path)
+	}
+	if err != nil {
+		return Mark{}, fmt.Errorf("module %q: %w", ref.Name, s.explain(path, err))
+	}
+	return m, nil
+}
+
+// Same reports whether o is the same file, of the same size and time of modification.
+func (m Mark) Same(o Mark) bool {
+	return m.st != nil && o.st != nil && os.SameFile(m.st, o.st) && m.st.Size() == o.st.Size() && m.st.ModTime().Equal(o.st.ModTime())
+}
+
+// coarse is how far apart two changes must be to have different times of modification on any file system.
+const coarse = 2 * time.Second
+
+// Certain reports whether a later change would show in a later mark. It would not if the file was modified just before the mark
+// was taken.
+func (m Mark) Certain() bool { return m.st != nil && m.at.Sub(m.st.ModTime()).Abs() > coarse }
 
 // path turns a source into a path.
 func (s *Source) path(source string) (string, error) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/module"
 )
@@ -172,4 +173,75 @@ func ExampleSource_Fetch() {
 	}
 	fmt.Println(b.Digest[:16], len(b.Wasm))
 	// Output: 93a44bbb96c75121 8
+}
+
+// A mark changes when a file is replaced or rewritten, and says when it might not.
+func TestMark(t *testing.T) {
+	t.Parallel()
+	dir := fixture(t)
+	s, err := module.New(module.Config{Base: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "echo.wasm")
+	at := func(when time.Time) {
+		t.Helper()
+		if err := os.Chtimes(file, when, when); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, ref := range map[string]module.Ref{"file": {Name: "a", Source: "echo.wasm"}, "directory": {Name: "echo", Source: dir}} {
+		mark := func() module.Mark {
+			t.Helper()
+			m, err := s.Mark(ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("echo")
+		if mark().Certain() {
+			t.Errorf("%s: a file that was just written could change without a trace", name)
+		}
+		past := time.Now().Add(-time.Hour)
+		at(past)
+		first := mark()
+		if !first.Same(mark()) || !first.Certain() {
+			t.Errorf("%s: the same file looks different", name)
+		}
+		write("ECHO")
+		if first.Same(mark()) {
+			t.Errorf("%s: a file that was rewritten looks the same", name)
+		}
+		write("larger")
+		at(past)
+		if first.Same(mark()) {
+			t.Errorf("%s: a larger file looks the same", name)
+		}
+		write("echo")
+		at(past)
+		if !first.Same(mark()) {
+			t.Errorf("%s: the file of before looks different", name)
+		}
+		if err := errors.Join(os.WriteFile(file+".new", []byte("ECHO"), 0o600), os.Chtimes(file+".new", past, past), os.Rename(file+".new", file)); err != nil {
+			t.Fatal(err)
+		}
+		if first.Same(mark()) {
+			t.Errorf("%s: a file that took its place looks the same", name)
+		}
+		if (module.Mark{}).Same(module.Mark{}) {
+			t.Error("two marks of nothing are the same")
+		}
+	}
+	for _, ref := range []module.Ref{{Name: "a", Source: "none.wasm"}, {Name: "none", Source: dir}} {
+		if _, err := s.Mark(ref); !errors.Is(err, module.ErrNotFound) {
+			t.Errorf("%v: %v", ref, err)
+		}
+	}
 }

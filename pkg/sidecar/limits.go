@@ -36,18 +36,13 @@ func routeLimits(l config.RouteLimits) runtime.Limits {
 	})
 }
 
-// bounded is a runner that can be held to limits beside its own.
-type bounded interface {
-	Within(l runtime.Limits) *runtime.Bounded
-}
-
 // within returns find for a route: its limits hold beside the modules' own.
 func (ms *modules) within(l config.RouteLimits) func(j *job.Job) (job.Runner, error) {
 	limits := routeLimits(l)
 	return func(j *job.Job) (job.Runner, error) {
 		r, err := ms.find(j)
-		if m, ok := r.(bounded); ok && err == nil {
-			return m.Within(limits), nil
+		if s, ok := r.(*slot); ok && err == nil {
+			return s.within(limits), nil
 		}
 		return r, err
 	}
@@ -58,8 +53,8 @@ func (ms *modules) admit(l config.RouteLimits) middleware.Admit {
 	limits := routeLimits(l)
 	return func(ctx context.Context, j *job.Job) (context.Context, func(), error) {
 		r, err := ms.find(j)
-		if m, ok := r.(bounded); ok && err == nil {
-			return m.Within(limits).Admit(ctx, j)
+		if s, ok := r.(*slot); ok && err == nil {
+			return s.admit(ctx, j, limits)
 		}
 		return ctx, func() {}, nil // what is wrong is found again when it is run
 	}

@@ -23,12 +23,18 @@ type modules struct {
 	source *module.Source
 	log    *slog.Logger
 	byName map[string]job.Runner
+	slots  []*slot // of those that have a file, by name
+
+	ending sync.WaitGroup  // of versions that were replaced
+	until  context.Context // over when nobody waits for that any more
+	stop   func()
 }
 
 // loadModules finds, verifies and compiles every module of the configuration, several at a time. Every module that cannot be
 // loaded is named.
 func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled func(string, time.Duration)) (*modules, error) {
 	ms := &modules{log: opt.Log, byName: map[string]job.Runner{}}
+	ms.until, ms.stop = context.WithCancel(context.Background())
 	for name, r := range opt.Runners {
 		ms.byName[name] = r
 	}
@@ -39,7 +45,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	if ms.source, err = module.New(module.Config{}); err != nil {
 		return nil, err
 	}
-	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), MemoryBudget: budget(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
+	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), CacheSize: int64(cfg.Cache.MaxSize), MemoryBudget: budget(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
 		if c.Err == nil {
 			compiled(c.Module, c.Duration)
 		}
@@ -55,17 +61,20 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 			continue
 		}
 		wg.Go(func() {
-			r, err := ms.load(ctx, name, m)
+			s := &slot{name: name, cfg: m}
+			err := s.open(ctx, ms)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
 				errs = append(errs, err) // names the module
 				return
 			}
-			ms.byName[name] = r
+			ms.byName[name] = s
+			ms.slots = append(ms.slots, s)
 		})
 	}
 	wg.Wait()
+	slices.SortFunc(ms.slots, func(a, b *slot) int { return strings.Compare(a.name, b.name) })
 	if len(errs) > 0 {
 		ms.close()
 		slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
@@ -74,13 +83,10 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	return ms, nil
 }
 
-func (ms *modules) load(ctx context.Context, name string, m *config.Module) (*runtime.Module, error) {
-	bin, err := ms.source.Fetch(ctx, module.Ref{Name: name, Source: m.Source, SHA256: m.SHA256})
-	if err != nil {
-		return nil, err
-	}
+// load makes a runner of a module's bytes.
+func (ms *modules) load(ctx context.Context, name string, m *config.Module, wasm []byte) (*runtime.Module, error) {
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
-		Name: name, Wasm: bin.Wasm, Digest: m.SHA256, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
+		Name: name, Wasm: wasm, Digest: m.SHA256, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
 		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Function: m.Function,
 		Isolation: runtime.Isolation(m.Isolation), Interpreter: m.Engine == "interpreter",
 	})
@@ -113,6 +119,8 @@ func (ms *modules) names() []string {
 }
 
 func (ms *modules) close() {
+	ms.stop()
+	ms.ending.Wait()
 	if ms.engine == nil {
 		return
 	}

@@ -137,3 +137,10 @@ func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 	}
 	return out
 }
+
+func (s *Sidecar) moduleGauges() []telemetry.ModuleGauge {
+	if s.modules == nil { // they are still loaded
+		return nil
+	}
+	return s.modules.gauges()
+}

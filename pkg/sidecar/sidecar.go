@@ -59,6 +59,7 @@ type Sidecar struct {
 	metrics *telemetry.Metrics
 	sink    event.Sink
 	running chan struct{} // closed when every part is up
+	reload  chan struct{} // modules are to be looked at
 
 	parts  atomic.Pointer[parts] // nil until broker and store answer
 	router atomic.Pointer[router.Router]
@@ -77,7 +78,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 	if opt.Log == nil {
 		return nil, errors.New("sidecar: a log is required")
 	}
-	s := &Sidecar{cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{})}
+	s := &Sidecar{cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{}), reload: make(chan struct{}, 1)}
 	names := make([]string, 0, len(cfg.Modules))
 	for name := range cfg.Modules {
 		names = append(names, name)
@@ -86,7 +87,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 		names = append(names, name)
 	}
 	var err error
-	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges, Memory: s.memoryGauge})
+	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge})
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
@@ -115,6 +116,14 @@ func (s *Sidecar) Close() {
 		if err := s.admin.Close(); err != nil {
 			s.log.Debug("closing the admin server", "err", err)
 		}
+	}
+}
+
+// Reload has the sidecar look at once whether files of modules have changed. It does not wait for what becomes of that.
+func (s *Sidecar) Reload() {
+	select {
+	case s.reload <- struct{}{}:
+	default: // it is about to
 	}
 }
 
@@ -147,6 +156,10 @@ func (s *Sidecar) Run(ctx context.Context) error {
 		})
 		s.log.Info("admin server listens", "addr", s.admin.Addr())
 	}
+
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	wg.Go(func() { s.modules.watch(watching, s.cfg.Reload, s.reload, s.metrics.Swapped) })
 
 	c, err := connect(ctx, s.cfg, s.log)
 	if err != nil {

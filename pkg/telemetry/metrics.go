@@ -21,6 +21,7 @@ type Metrics struct {
 	jobs, attempts, retries, letters, repeats, crashes, fenced, left *prometheus.CounterVec
 	run, wait                                                        *prometheus.HistogramVec
 	compile                                                          *prometheus.HistogramVec
+	swaps                                                            *prometheus.CounterVec
 
 	mu     sync.RWMutex
 	common map[labels]*series
@@ -40,9 +41,10 @@ type series struct {
 
 // Gauges is what is asked for whenever metrics are read. All functions must be safe for concurrent use and quick.
 type Gauges struct {
-	Routes func() []RouteGauge
-	Parts  func() []PartGauge
-	Memory func() MemoryGauge
+	Routes  func() []RouteGauge
+	Parts   func() []PartGauge
+	Memory  func() MemoryGauge
+	Modules func() []ModuleGauge
 }
 
 // MemoryGauge is how the memory of all guests together stands, in bytes.
@@ -64,6 +66,12 @@ type RouteGauge struct {
 type PartGauge struct {
 	Kind, Name string
 	Up         bool
+}
+
+// ModuleGauge is the state of a module: how many versions of it there are, those included that still finish jobs.
+type ModuleGauge struct {
+	Module   string
+	Versions int
 }
 
 // buckets reach from a tenth of a millisecond to ten minutes.
@@ -92,6 +100,7 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 		run:      histogram("run_seconds", "Time of an attempt in its module.", "route", "module"),
 		wait:     histogram("wait_seconds", "Time from publication to the beginning of the job.", "route"),
 		compile:  histogram("compile_seconds", "Time to make a module ready to run.", "module"),
+		swaps:    counter("module_swaps_total", "Changed module files: taken into use (swapped) or not (refused).", "module", "outcome"),
 	}
 	for _, name := range modules {
 		m.known[name] = true
@@ -100,7 +109,7 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 	build.WithLabelValues(version).Set(1)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.run, m.wait, m.compile, build,
+		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.run, m.wait, m.compile, m.swaps, build,
 		&gauges{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		errs = append(errs, m.Register(c))
@@ -111,6 +120,15 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 // Compiled notes how long it took to make a module ready.
 func (m *Metrics) Compiled(module string, d time.Duration) {
 	m.compile.WithLabelValues(m.module(module)).Observe(d.Seconds())
+}
+
+// Swapped notes that a changed module was taken into use, or refused.
+func (m *Metrics) Swapped(module string, ok bool) {
+	outcome := "refused"
+	if ok {
+		outcome = "swapped"
+	}
+	m.swaps.WithLabelValues(m.module(module), outcome).Inc()
 }
 
 func (m *Metrics) module(name string) string {
@@ -180,6 +198,7 @@ var (
 	descIdle     = prometheus.NewDesc("wasmsidecar_memory_idle_bytes", "What instances have of it that wait for a job.", nil, nil)
 	descWaiting  = prometheus.NewDesc("wasmsidecar_memory_waiting", "Jobs that wait for memory.", nil, nil)
 	descWaits    = prometheus.NewDesc("wasmsidecar_memory_waits_total", "Jobs that have waited for memory.", nil, nil)
+	descVersions = prometheus.NewDesc("wasmsidecar_module_versions", "Versions in memory: more than 1 while jobs still run on one that was replaced.", []string{"module"}, nil)
 	descUp       = map[string]*prometheus.Desc{
 		"broker": prometheus.NewDesc("wasmsidecar_broker_up", "1 while the broker answers.", []string{"transport"}, nil),
 		"store":  prometheus.NewDesc("wasmsidecar_store_up", "1 while the store answers.", []string{"store"}, nil),
@@ -188,7 +207,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descVersions, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -215,6 +234,11 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 		gauge(descIdle, float64(m.Idle))
 		gauge(descWaiting, float64(m.Waiting))
 		ch <- prometheus.MustNewConstMetric(descWaits, prometheus.CounterValue, float64(m.Waits))
+	}
+	if c.g.Modules != nil {
+		for _, m := range c.g.Modules() {
+			gauge(descVersions, float64(m.Versions), m.Module)
+		}
 	}
 	if c.g.Parts != nil {
 		for _, p := range c.g.Parts() {
