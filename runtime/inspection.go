@@ -21,6 +21,8 @@ type Inspection struct {
 	ABI ABI `json:"abi,omitempty"` // empty: none that is known
 	// Why tells which imports and exports decided the ABI, or what a module without one lacks.
 	Why string `json:"why"`
+	// Function is the export that an Extism plug-in is called by when its configuration names none.
+	Function string `json:"function,omitempty"`
 	// Problem is why the module cannot run although it has an ABI; empty when it can.
 	Problem string `json:"problem,omitempty"`
 
@@ -87,6 +89,9 @@ func (e *Engine) Inspect(ctx context.Context, wasm []byte) (*Inspection, error) 
 	}
 	if err == nil {
 		err = c.link(ctx, i.ABI)
+	}
+	if x, ok := m.driver.(extism); ok {
+		i.Function = x.function
 	}
 	if err != nil {
 		i.Problem = err.Error()

@@ -38,6 +38,16 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// Of an Extism plug-in it is told by which function it is called.
+func TestInspectExtism(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	i, err := e.Inspect(t.Context(), guests.Bytes("upper-extism"))
+	if err != nil || i.ABI != runtime.ABIExtism || i.Function != "shout" || !i.Runs() {
+		t.Errorf("%+v, %v", i, err)
+	}
+}
+
 // The ABI is the one that the module gets when it is loaded, whatever that is.
 func TestInspectAgreesWithLoad(t *testing.T) {
 	t.Parallel()

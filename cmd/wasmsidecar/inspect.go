@@ -85,6 +85,9 @@ func printInspection(w io.Writer, file string, i *runtime.Inspection) error {
 	} else {
 		line("abi", "%s: %s", i.ABI, i.Why)
 	}
+	if i.Function != "" {
+		line("function", "%s, unless the configuration names another", i.Function)
+	}
 	if i.Problem != "" {
 		line("problem", "%s", i.Problem)
 	}
