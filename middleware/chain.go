@@ -1,6 +1,6 @@
 // Package middleware is the chain that every job crosses, one file for each stage, in one order:
 //
-//	Observe → Correlate → DeadLetter → Publish → Claim → Retry → Deadline → Recover → Run
+//	Observe → Correlate → DeadLetter → Publish → Break → Claim → Retry → Deadline → Recover → Run
 //
 // The order is part of the promise. The outcome is recorded by Claim before Publish and DeadLetter, which stand outside it,
 // emit what was recorded: a crash anywhere repeats the same outputs and never makes a second one. DeadLetter stands outside
@@ -45,7 +45,9 @@ type Config struct {
 	// ClaimAlways has jobs claimed before they run even where running them twice could not be seen.
 	ClaimAlways bool
 	Retry       RetryPolicy
-	Timeout     time.Duration // of one attempt; 0 leaves it to the module's limits
+	// Breakers may be nil: no module is spared.
+	Breakers *Breakers
+	Timeout  time.Duration // of one attempt; 0 leaves it to the module's limits
 
 	Sink event.Sink
 	Log  *slog.Logger
@@ -70,6 +72,7 @@ func Chain(cfg Config) (job.Handler, error) {
 		Retry(cfg.Retry, cfg.Sink),
 		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), cfg.Sink),
 		blame(job.PartStore),
+		Break(cfg.Breakers),
 		Publish(out),
 		DeadLetter(out),
 		blame(job.PartPublisher),

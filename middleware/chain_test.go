@@ -117,6 +117,9 @@ type setup struct {
 	results time.Duration
 	timeout time.Duration
 	admit   middleware.Admit
+
+	breakers  *middleware.Breakers
+	unclaimed bool
 }
 
 func newStore(t *testing.T) store.Store {
@@ -141,7 +144,7 @@ func (s setup) start(t *testing.T) *process {
 	log := slog.New(slog.DiscardHandler)
 	if s.store != nil {
 		c, err := middleware.NewClaims(s.store, middleware.ClaimsConfig{
-			Route: "jobs", Partition: "jobs", Lease: s.lease, TTL: 24 * time.Hour, Results: s.results, Log: log,
+			Route: "jobs", Partition: "jobs", Lease: s.lease, TTL: 24 * time.Hour, Results: s.results, RunUnclaimed: s.unclaimed, Log: log,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -153,7 +156,7 @@ func (s setup) start(t *testing.T) *process {
 		Route:  "jobs",
 		Runner: func(*job.Job) (job.Runner, error) { return s.runner, nil },
 		To:     "results", DeadLetter: "dead", Publisher: p.out,
-		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Admit: s.admit, Sink: p.events, Log: log,
+		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Admit: s.admit, Breakers: s.breakers, Sink: p.events, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

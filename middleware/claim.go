@@ -62,8 +62,10 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 }
 
 func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
-	cl, t, err := s.claims.take(ctx, x.Job, s.unseen(x.Job))
+	cl, t, err := s.take(ctx, x.Job)
 	switch {
+	case err != nil && s.runs(err):
+		return s.unclaimed(ctx, x)
 	case err != nil:
 		return err
 	case t == nil:
@@ -89,7 +91,12 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	rec, crashed := cl.rec, cl.crashed
 	cl.mu.Unlock()
 	x.Job.Attempt, x.Crashes = rec.Attempts, rec.Crashes
-	x.NextAttempt = cl.next
+	x.NextAttempt = func(ctx context.Context) error {
+		if err := cl.next(ctx); err != nil && !s.runs(err) {
+			return err
+		}
+		return nil
+	}
 	x.Amend = s.amend(cl, x)
 	if crashed {
 		s.sink.Emit(event.Event{Type: event.Crashed, Time: time.Now(), Job: x.Job, Attempt: rec.Attempts})
@@ -228,6 +235,8 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 			o.Kind, o.Err, o.Body, o.Header = job.KindLimit, job.CleanText(err.Error()), nil, nil
 			x.Outcome = &o
 			continue
+		case s.runs(err):
+			return nil
 		}
 		t := time.NewTimer(pause)
 		select {
@@ -262,7 +271,7 @@ func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st
 	switch {
 	case errors.Is(err, errFenced):
 		return s.fenced(x, err)
-	case err != nil:
+	case err != nil && !s.runs(err):
 		return fmt.Errorf("record the retry: %w", err)
 	}
 	x.Settlement = job.Settlement{Verb: job.Retry, After: after}

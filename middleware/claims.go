@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -39,6 +40,9 @@ type ClaimsConfig struct {
 	// Results is how long the outcome's body is remembered, where that is shorter than TTL. A job seen again after it is
 	// acknowledged without output, so it must outlast any outage of what the result is published to.
 	Results time.Duration
+	// RunUnclaimed runs jobs although the store cannot be asked: they may run twice, and outcomes that could not be recorded are
+	// published all the same. Without it jobs wait.
+	RunUnclaimed bool
 	// Suspects is shared by all routes of a process; nil makes one of the route's own.
 	Suspects *Suspects
 	// Owner names this process, differently in every life of it; empty makes a random one.
@@ -52,6 +56,8 @@ type ClaimsConfig struct {
 type Claims struct {
 	cfg ClaimsConfig
 	st  store.Store
+
+	away atomic.Int64 // until when the store is not asked, in Unix nanoseconds; see take
 
 	mu     sync.Mutex
 	active map[string]*claim // by key; at most one flight of a job in this process

@@ -30,8 +30,9 @@ type Config struct {
 	// Replicas is how many sidecars share the work; 0 means not known, perhaps many. A store that only one process can see is
 	// refused beside a shared transport unless it is 1.
 	Replicas int `yaml:"replicas" min:"0" max:"100000"`
-	// OnStoreError is what happens while the store is away: pause stops taking jobs until it is back.
-	OnStoreError string `yaml:"on_store_error" enum:"pause" later:"run"`
+	// OnStoreError is what happens while the store is away: pause stops taking jobs until it is back; run goes on without claims, so
+	// that jobs may run twice.
+	OnStoreError string `yaml:"on_store_error" enum:"pause|run"`
 	// MemoryBudget is what the memory of all guests together may take: a job waits until its limits.memory fits. 0: three fifths of
 	// what the process may have.
 	MemoryBudget Size `yaml:"memory_budget" min:"0B"`
@@ -230,6 +231,7 @@ type Route struct {
 	Reply       []string `yaml:"reply"` // patterns of the reply subjects that jobs may name. Default: _INBOX.> on NATS, else none
 	Retry       Retry    `yaml:"retry"`
 	Dedup       Dedup    `yaml:"dedup"`
+	Breaker     Breaker  `yaml:"breaker"`
 	// Lease is the silence after which a job is given to another sidecar; 0 with dedup: off on Kafka, where there is none.
 	Lease   time.Duration `yaml:"lease" max:"1h"`
 	Timeout time.Duration `yaml:"timeout" min:"0s" max:"24h"`   // of one attempt; 0: the module's limits.time alone
@@ -244,6 +246,16 @@ type Retry struct {
 	MaxBackoff  time.Duration `yaml:"max_backoff" min:"1ms" max:"720h"`
 	Jitter      string        `yaml:"jitter" enum:"full|none"`           // full: each wait is drawn from zero to the backoff; none: it is the backoff
 	MaxCrashes  int           `yaml:"max_crashes" min:"0" max:"1000000"` // runs that may end with the whole process before the job is dead; 0: no end
+}
+
+// Breaker stops taking jobs of a module that keeps failing: by trap, timeout, internal or upstream. Without Consecutive and Percent it
+// never does.
+type Breaker struct {
+	Consecutive int           `yaml:"consecutive" min:"0" max:"1000000"` // after so many in a row; 0: never
+	Percent     int           `yaml:"percent" min:"0" max:"100"`         // when so many percent within Window failed; 0: never
+	Min         int           `yaml:"min" min:"1" max:"1000000"`         // for Percent: of at least so many jobs
+	Window      time.Duration `yaml:"window" min:"1s" max:"1h"`          // for Percent: how far back is counted
+	Open        time.Duration `yaml:"open" min:"100ms" max:"1h"`         // how long no job runs; then one tries
 }
 
 // Dedup is how long the outcome of a job is kept, so that the job seen again gives the same outcome without running.
@@ -337,8 +349,9 @@ func DefaultModule() *Module {
 func DefaultRoute() *Route {
 	return &Route{
 		Concurrency: 64, Order: "none", Envelope: "none",
-		Retry: Retry{MaxAttempts: 3, Backoff: time.Second, MaxBackoff: time.Minute, Jitter: "full", MaxCrashes: 3},
-		Dedup: Dedup{TTL: 24 * time.Hour, Claim: "auto"},
-		Lease: 30 * time.Second, MaxBody: 1 << 20,
+		Retry:   Retry{MaxAttempts: 3, Backoff: time.Second, MaxBackoff: time.Minute, Jitter: "full", MaxCrashes: 3},
+		Dedup:   Dedup{TTL: 24 * time.Hour, Claim: "auto"},
+		Breaker: Breaker{Min: 20, Window: time.Minute, Open: 30 * time.Second},
+		Lease:   30 * time.Second, MaxBody: 1 << 20,
 	}
 }

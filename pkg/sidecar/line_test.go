@@ -49,6 +49,7 @@ type line struct {
 	dead    transport.Tail
 	stop    func()
 	log     *syncBuffer
+	admin   string // address of health and metrics
 }
 
 type syncBuffer struct {
@@ -89,7 +90,7 @@ func parse(t *testing.T, head, route string) *config.Config {
 	if strings.Contains(head, "transport: kafka") {
 		name = strings.ReplaceAll(name, ":", "-")
 	}
-	text := head + fmt.Sprintf("admin: {listen: off}\nmodules:\n  m: {source: none.wasm}\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: m%s}\n", name, name, name, route)
+	text := head + fmt.Sprintf("admin: {listen: \"127.0.0.1:0\"}\nmodules:\n  m: {source: none.wasm}\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: m%s}\n", name, name, name, route)
 	cfg, err := config.Parse("test.yaml", []byte(text), nil)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -144,6 +145,7 @@ func (l *line) start(runners map[string]job.Runner) func() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	l.admin = s.AdminAddr()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(l.t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

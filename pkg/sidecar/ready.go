@@ -7,16 +7,19 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/middleware"
 	"github.com/wasmsidecar/wasmsidecar/pkg/api"
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/telemetry"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 	"github.com/wasmsidecar/wasmsidecar/router"
 )
 
 // prober asks broker and store every so often whether they answer, so that whoever reads readiness or metrics never waits.
 type prober struct {
-	mu    sync.Mutex
-	state []probeState
+	mu       sync.Mutex
+	state    []probeState
+	backlogs map[string]transport.Backlog // by route; none where the last count failed
 }
 
 type probeState struct {
@@ -27,6 +30,8 @@ type probeState struct {
 const (
 	probeEvery   = 2 * time.Second
 	probeTimeout = 3 * time.Second
+	// countEvery is how often each route's backlog is asked for.
+	countEvery = 15 * time.Second
 )
 
 func (p *prober) set(kind, name string, err error) {
@@ -71,6 +76,46 @@ func (p *prober) run(ctx context.Context, cfg *config.Config, parts *parts) {
 	}
 }
 
+// count asks for the backlog of every route, one after the other, until ctx ends.
+func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Transport) {
+	c, ok := t.(transport.Counter)
+	if !ok {
+		return
+	}
+	tick := time.NewTicker(countEvery)
+	defer tick.Stop()
+	for {
+		for _, r := range cfg.Routes {
+			rctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			b, err := c.RouteBacklog(rctx, r.Name, r.From)
+			cancel()
+			p.mu.Lock()
+			if err == nil {
+				p.backlogs[r.Name] = b
+			} else {
+				delete(p.backlogs, r.Name) // an old figure would look like a new one
+			}
+			p.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// backlog is a route's, nil where it is not known.
+func (p *prober) backlog(route string) *telemetry.BacklogGauge {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.backlogs[route]
+	if !ok {
+		return nil
+	}
+	return &telemetry.BacklogGauge{Unsettled: b.Unsettled, Delayed: b.Delayed}
+}
+
 func (p *prober) gauges() []telemetry.PartGauge {
 	var out []telemetry.PartGauge
 	for _, s := range p.snapshot() {
@@ -101,12 +146,18 @@ func (s *Sidecar) ready() []api.Check {
 		check("routes", false, "starting")
 		return out
 	}
-	for _, st := range r.Status() {
+	for i, st := range r.Status() {
 		var why []string
 		for _, p := range st.Pauses {
 			why = append(why, fmt.Sprintf("paused (%s): %v", p.Reason, p.Err))
 		}
-		check("route "+st.Route, len(why) == 0, strings.Join(why, "; "))
+		paused := len(why) > 0
+		for _, b := range s.breakersOf(i) {
+			if b.Err != nil && !paused { // other modules go on
+				why = append(why, b.Err.Error())
+			}
+		}
+		check("route "+st.Route, !paused, strings.Join(why, "; "))
 	}
 	return out
 }
@@ -125,7 +176,7 @@ func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 		return nil
 	}
 	var out []telemetry.RouteGauge
-	for _, st := range r.Status() {
+	for i, st := range r.Status() {
 		g := telemetry.RouteGauge{Route: st.Route, InFlight: st.InFlight, Out: st.Out, Failed: st.Failed, Paused: map[string]bool{}}
 		for _, reason := range router.Reasons() {
 			g.Paused[string(reason)] = false
@@ -133,6 +184,10 @@ func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 		for _, p := range st.Pauses {
 			g.Paused[string(p.Reason)] = true
 		}
+		for _, b := range s.breakersOf(i) {
+			g.Breakers = append(g.Breakers, telemetry.BreakerGauge{Module: b.Module, State: b.State})
+		}
+		g.Backlog = s.probe.backlog(st.Route)
 		out = append(out, g)
 	}
 	return out
@@ -143,4 +198,27 @@ func (s *Sidecar) moduleGauges() []telemetry.ModuleGauge {
 		return nil
 	}
 	return s.modules.gauges()
+}
+
+// breakersOf returns the states of the ith route's breakers.
+func (s *Sidecar) breakersOf(i int) []middleware.BreakerState {
+	all := s.breakers.Load()
+	if all == nil {
+		return nil
+	}
+	return (*all)[i].States()
+}
+
+// brokerGauge is what the transport has counted; false where it counts nothing.
+func (s *Sidecar) brokerGauge() (telemetry.BrokerGauge, bool) {
+	p := s.parts.Load()
+	if p == nil {
+		return telemetry.BrokerGauge{}, false
+	}
+	c, ok := p.transport.(transport.LossCounter)
+	if !ok {
+		return telemetry.BrokerGauge{}, false
+	}
+	l := c.Losses()
+	return telemetry.BrokerGauge{Name: p.transport.Name(), Gaps: l.Gaps, Remade: l.Remade, Rebalances: l.Rebalance}, true
 }

@@ -89,6 +89,47 @@ func TestProber(t *testing.T) {
 	})
 }
 
+// counting is a transport of which only backlogs are asked.
+type counting struct {
+	transport.Transport
+	count func(ctx context.Context, route, subject string) (transport.Backlog, error)
+}
+
+func (c *counting) RouteBacklog(ctx context.Context, route, subject string) (transport.Backlog, error) {
+	return c.count(ctx, route, subject)
+}
+
+// Backlogs are asked for now and then, hold up nobody, and are unknown while the broker does not say.
+func TestBacklogs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var hangs atomic.Bool
+		p := &prober{backlogs: map[string]transport.Backlog{}}
+		cfg := &config.Config{Routes: []*config.Route{{Name: "a", From: "in.a"}, {Name: "b", From: "in.b"}}}
+		go p.count(t.Context(), cfg, &counting{count: func(ctx context.Context, route, subject string) (transport.Backlog, error) {
+			if hangs.Load() && route == "a" {
+				<-ctx.Done()
+				return transport.Backlog{}, ctx.Err()
+			}
+			return transport.Backlog{Unsettled: int64(len(route + subject)), Delayed: -1}, nil
+		}})
+		synctest.Wait()
+		if a, b := p.backlog("a"), p.backlog("b"); a == nil || b == nil || a.Unsettled != 5 || a.Delayed != -1 {
+			t.Errorf("backlogs %v and %v", a, b)
+		}
+		hangs.Store(true)
+		time.Sleep(countEvery + probeTimeout + time.Second)
+		if a, b := p.backlog("a"), p.backlog("b"); a != nil || b == nil {
+			t.Errorf("backlogs %v and %v, want that of b alone", a, b)
+		}
+		hangs.Store(false)
+		time.Sleep(countEvery + probeTimeout)
+		if p.backlog("a") == nil {
+			t.Error("the backlog of a is not known again")
+		}
+	})
+}
+
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	s := &Sidecar{cfg: &config.Config{Transport: config.NATS}}

@@ -64,6 +64,8 @@ type Sidecar struct {
 	parts  atomic.Pointer[parts] // nil until broker and store answer
 	router atomic.Pointer[router.Router]
 	probe  prober
+	// breakers of each route, in the order of the configuration; nil until the routes are made.
+	breakers atomic.Pointer[[]*middleware.Breakers]
 }
 
 // parts are the connections that jobs travel over.
@@ -78,7 +80,10 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 	if opt.Log == nil {
 		return nil, errors.New("sidecar: a log is required")
 	}
-	s := &Sidecar{cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{}), reload: make(chan struct{}, 1)}
+	s := &Sidecar{
+		cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{}), reload: make(chan struct{}, 1),
+		probe: prober{backlogs: map[string]transport.Backlog{}},
+	}
 	names := make([]string, 0, len(cfg.Modules))
 	for name := range cfg.Modules {
 		names = append(names, name)
@@ -87,7 +92,9 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 		names = append(names, name)
 	}
 	var err error
-	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{Routes: s.routeGauges, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge})
+	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{
+		Routes: s.routeGauges, Broker: s.brokerGauge, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
@@ -172,6 +179,9 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	}
 	s.parts.Store(p)
 	wg.Go(func() { s.probe.run(side, s.cfg, p) })
+	if s.admin != nil {
+		wg.Go(func() { s.probe.count(ctx, s.cfg, p.transport) })
+	}
 
 	r, closeRoutes, err := s.routes(p)
 	if err != nil {
@@ -339,6 +349,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		worker = "wasmsidecar"
 	}
 	var routes []router.Route
+	var breakers []*middleware.Breakers
 	for _, r := range s.cfg.Routes {
 		cfg := middleware.Config{
 			Route: r.Name, Runner: s.modules.within(r.Limits), Admit: s.modules.admit(r.Limits), To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
@@ -349,9 +360,14 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 			},
 			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, ClaimAlways: r.Dedup.Claim == "always",
 		}
+		cfg.Breakers = middleware.NewBreakers(r.Name, s.modules.names(), middleware.BreakerConfig{
+			Consecutive: r.Breaker.Consecutive, Percent: r.Breaker.Percent, Min: r.Breaker.Min, Window: r.Breaker.Window, Open: r.Breaker.Open,
+		}, s.log)
+		breakers = append(breakers, cfg.Breakers)
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
-				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Suspects: suspects, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results, Log: s.log,
+				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Suspects: suspects, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results,
+				RunUnclaimed: s.cfg.OnStoreError == "run", Log: s.log,
 			})
 			if err != nil {
 				closeAll()
@@ -376,7 +392,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 			Open: func(ctx context.Context) (transport.Source, error) { return p.transport.Source(ctx, src) },
 			Window: router.WindowConfig{
 				Route: r.Name, Limit: r.Concurrency, MaxOut: src.Limit, ByKey: r.Order == "key",
-				DrainTimeout: s.cfg.Drain.Timeout, Decode: dec.Decode, Handle: h, Log: s.log,
+				DrainTimeout: s.cfg.Drain.Timeout, Decode: dec.Decode, Handle: h, Hold: cfg.Breakers.Hold(r.Module), Log: s.log,
 			},
 		})
 	}
@@ -385,6 +401,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		closeAll()
 		return nil, nil, err
 	}
+	s.breakers.Store(&breakers)
 	return rt, closeAll, nil
 }
 

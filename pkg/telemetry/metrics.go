@@ -42,6 +42,7 @@ type series struct {
 // Gauges is what is asked for whenever metrics are read. All functions must be safe for concurrent use and quick.
 type Gauges struct {
 	Routes  func() []RouteGauge
+	Broker  func() (BrokerGauge, bool)
 	Parts   func() []PartGauge
 	Memory  func() MemoryGauge
 	Modules func() []ModuleGauge
@@ -60,6 +61,23 @@ type RouteGauge struct {
 	InFlight, Out int
 	Failed        int64           // reads of the source that failed so far
 	Paused        map[string]bool // by reason, of which each has an entry
+	Breakers      []BreakerGauge  // of its modules, where there are any
+	Backlog       *BacklogGauge   // nil where it is not known
+}
+
+// BreakerGauge is the state of a module's breaker: 0 closed, 1 half open, 2 open.
+type BreakerGauge struct {
+	Module string
+	State  int
+}
+
+// BacklogGauge is what waits for a route at its broker. Delayed is negative where that is not known.
+type BacklogGauge struct{ Unsettled, Delayed int64 }
+
+// BrokerGauge is what a transport has counted since it was opened.
+type BrokerGauge struct {
+	Name                     string
+	Gaps, Remade, Rebalances int64
 }
 
 // PartGauge says whether a part outside the process answers: kind "broker" or "store".
@@ -199,6 +217,12 @@ var (
 	descWaiting  = prometheus.NewDesc("wasmsidecar_memory_waiting", "Jobs that wait for memory.", nil, nil)
 	descWaits    = prometheus.NewDesc("wasmsidecar_memory_waits_total", "Jobs that have waited for memory.", nil, nil)
 	descVersions = prometheus.NewDesc("wasmsidecar_module_versions", "Versions in memory: more than 1 while jobs still run on one that was replaced.", []string{"module"}, nil)
+	descBreaker  = prometheus.NewDesc("wasmsidecar_breaker_state", "0 closed, 1 half open, 2 open.", []string{"route", "module"}, nil)
+	descBacklog  = prometheus.NewDesc("wasmsidecar_backlog", "Messages that are due and not settled; the consumer lag.", []string{"route"}, nil)
+	descDelayed  = prometheus.NewDesc("wasmsidecar_backlog_delayed", "Messages that are not due yet.", []string{"route"}, nil)
+	descGaps     = prometheus.NewDesc("wasmsidecar_gap_messages_total", "Messages that the broker dropped before they were read.", []string{"transport"}, nil)
+	descRemade   = prometheus.NewDesc("wasmsidecar_remade_total", "Topics, groups and consumers that were found deleted or made again.", []string{"transport"}, nil)
+	descMoves    = prometheus.NewDesc("wasmsidecar_rebalances_total", "Times that partitions were given or taken.", []string{"transport"}, nil)
 	descUp       = map[string]*prometheus.Desc{
 		"broker": prometheus.NewDesc("wasmsidecar_broker_up", "1 while the broker answers.", []string{"transport"}, nil),
 		"store":  prometheus.NewDesc("wasmsidecar_store_up", "1 while the store answers.", []string{"store"}, nil),
@@ -207,7 +231,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descVersions, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -217,6 +241,16 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	count := func(d *prometheus.Desc, n int64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
+	}
+	if c.g.Broker != nil {
+		if b, ok := c.g.Broker(); ok {
+			count(descGaps, b.Gaps, b.Name)
+			count(descRemade, b.Remade, b.Name)
+			count(descMoves, b.Rebalances, b.Name)
+		}
+	}
 	if c.g.Routes != nil {
 		for _, r := range c.g.Routes() {
 			gauge(descInFlight, float64(r.InFlight), r.Route)
@@ -224,7 +258,16 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 			for reason, paused := range r.Paused {
 				gauge(descPaused, bit(paused), r.Route, reason)
 			}
-			ch <- prometheus.MustNewConstMetric(descFailed, prometheus.CounterValue, float64(r.Failed), r.Route)
+			count(descFailed, r.Failed, r.Route)
+			for _, b := range r.Breakers {
+				gauge(descBreaker, float64(b.State), r.Route, b.Module)
+			}
+			if r.Backlog != nil {
+				gauge(descBacklog, float64(r.Backlog.Unsettled), r.Route)
+			}
+			if r.Backlog != nil && r.Backlog.Delayed >= 0 {
+				gauge(descDelayed, float64(r.Backlog.Delayed), r.Route)
+			}
 		}
 	}
 	if c.g.Memory != nil {

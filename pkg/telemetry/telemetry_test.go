@@ -68,7 +68,11 @@ func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	m := metrics(t, telemetry.Gauges{
 		Routes: func() []telemetry.RouteGauge {
-			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Failed: 3, Paused: map[string]bool{"store": true}}}
+			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Failed: 3, Paused: map[string]bool{"store": true},
+				Breakers: []telemetry.BreakerGauge{{Module: "resize", State: 2}}, Backlog: &telemetry.BacklogGauge{Unsettled: 7, Delayed: 1}}}
+		},
+		Broker: func() (telemetry.BrokerGauge, bool) {
+			return telemetry.BrokerGauge{Name: "kafka", Gaps: 50, Remade: 1, Rebalances: 2}, true
 		},
 		Parts: func() []telemetry.PartGauge {
 			return []telemetry.PartGauge{{Kind: "broker", Name: "kafka", Up: true}, {Kind: "store", Name: "redis"}}
@@ -99,6 +103,12 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_deliveries":           "route",
 		"wasmsidecar_paused":               "reason,route",
 		"wasmsidecar_fetch_failures_total": "route",
+		"wasmsidecar_breaker_state":        "module,route",
+		"wasmsidecar_backlog":              "route",
+		"wasmsidecar_backlog_delayed":      "route",
+		"wasmsidecar_gap_messages_total":   "transport",
+		"wasmsidecar_remade_total":         "transport",
+		"wasmsidecar_rebalances_total":     "transport",
 		"wasmsidecar_broker_up":            "transport",
 		"wasmsidecar_store_up":             "store",
 		"wasmsidecar_memory_budget_bytes":  "",
@@ -126,7 +136,7 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	for name, value := range map[string]float64{
-		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_paused": 1, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
+		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
 		"wasmsidecar_memory_budget_bytes": 9, "wasmsidecar_memory_running_bytes": 4, "wasmsidecar_memory_idle_bytes": 3,
 		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7,
 	} {

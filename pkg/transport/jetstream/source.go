@@ -137,6 +137,7 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 	defer s.mu.Unlock()
 	if !s.born.IsZero() && !s.born.Equal(to.born) {
 		// Another consumer knows nothing of what the old one handed out, and hands it out again.
+		s.t.remade.Add(1)
 		s.t.log.Warn("the consumer was made again", "route", s.cfg.Route, "consumer", to.consumer, "lost", len(s.out))
 		for k, d := range s.out {
 			d.lost.Store(true)

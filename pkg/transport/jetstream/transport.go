@@ -78,6 +78,7 @@ type Transport struct {
 	rep      *replier
 	denials  denials
 	maxBytes atomic.Int64
+	remade   atomic.Int64 // consumers that were made again
 	epoch    time.Time    // what leases are counted from, by the monotonic clock
 	skew     atomic.Int64 // the most by which the server's clock may be ahead of ours, in nanoseconds
 	skewed   atomic.Int64 // when that was measured, in nanoseconds since epoch
@@ -296,3 +297,12 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 	}
 	return fmt.Errorf("%s: %w", doing, classify(err))
 }
+
+// RouteBacklog counts what a route's consumer has yet to settle. What is delayed lies in one stream for all routes.
+func (t *Transport) RouteBacklog(ctx context.Context, route, _ string) (transport.Backlog, error) {
+	n, err := t.Backlog(ctx, route)
+	return transport.Backlog{Unsettled: n, Delayed: -1}, err
+}
+
+// Losses counts consumers that were made again.
+func (t *Transport) Losses() transport.Losses { return transport.Losses{Remade: t.remade.Load()} }

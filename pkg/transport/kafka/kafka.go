@@ -346,12 +346,30 @@ func (t *Transport) Lag(ctx context.Context) (map[string]int64, error) {
 		lag[s.topics[0]] = 0
 	}
 	t.mu.Unlock()
-	if len(lag) == 0 {
-		return lag, nil
-	}
 	topics := make([]string, 0, len(lag))
 	for topic := range lag {
 		topics = append(topics, topic)
+	}
+	return t.lagOf(ctx, topics...)
+}
+
+// RouteBacklog returns the consumer lag of a topic. What waits in delay topics is not told apart by route.
+func (t *Transport) RouteBacklog(ctx context.Context, _, subject string) (transport.Backlog, error) {
+	lag, err := t.lagOf(ctx, subject)
+	return transport.Backlog{Unsettled: lag[subject], Delayed: -1}, err
+}
+
+// Losses is Stats for those who do not know Kafka.
+func (t *Transport) Losses() transport.Losses {
+	s := t.Stats()
+	return transport.Losses{Gaps: s.Gaps, Remade: s.Recreated, Rebalance: s.Rebalances}
+}
+
+// lagOf returns how many messages of topics lie above the group's watermarks.
+func (t *Transport) lagOf(ctx context.Context, topics ...string) (map[string]int64, error) {
+	lag := map[string]int64{}
+	if len(topics) == 0 {
+		return lag, nil
 	}
 	committed, err := t.adm.FetchOffsetsForTopics(ctx, t.cfg.Group, topics...)
 	if err != nil {

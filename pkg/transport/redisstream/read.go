@@ -19,6 +19,7 @@ func (s *source) read(ctx context.Context, limit int) batch {
 	switch {
 	case err == nil:
 	case noGroup(err):
+		s.t.remade.Add(1)
 		s.log.Warn("consumer group is gone and is made again", "stream", s.stream, "group", s.group)
 		s.regroup.Store(true)
 		err = nil

@@ -85,6 +85,8 @@ type Transport struct {
 	jobs    map[string]bool // streams that are read by someone and so never trimmed
 	readers int             // sources and tails that hold a connection
 	seq     int             // makes the consumers of one process differ
+
+	remade atomic.Int64 // groups that were found gone
 }
 
 var _ transport.Transport = (*Transport)(nil)
@@ -248,3 +250,12 @@ func keysOf(stream string) keys {
 		moved:  fmt.Sprintf("wasm:{%s}:moved:%s", tag, stream),
 	}
 }
+
+// RouteBacklog counts what a stream holds for the group.
+func (t *Transport) RouteBacklog(ctx context.Context, _, subject string) (transport.Backlog, error) {
+	b, err := t.Backlog(ctx, subject)
+	return transport.Backlog{Unsettled: b.Waiting + b.Pending, Delayed: b.Delayed}, err
+}
+
+// Losses counts groups that were made again.
+func (t *Transport) Losses() transport.Losses { return transport.Losses{Remade: t.remade.Load()} }
