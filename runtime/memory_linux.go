@@ -200,6 +200,32 @@ func (m *mapping) reset(img *image) error {
 	return nil
 }
 
+// forgetWritten gives back what is written to a memory, which then holds its image, and reports whether it could.
+func forgetWritten(mem memory) bool {
+	m, ok := mem.(*mapping)
+	return ok && m.drop(0) == nil
+}
+
+// countWritten returns how many pages of a memory are written; -1 when that is not known.
+func countWritten(mem memory) int {
+	m, ok := mem.(*mapping)
+	if !ok {
+		return -1
+	}
+	pages := 0
+	for at := 0; at < m.size; {
+		spans, end, err := m.written(at)
+		if err != nil {
+			return -1
+		}
+		for _, s := range spans {
+			pages += (s.hi - s.lo) / osPage
+		}
+		at = end
+	}
+	return pages
+}
+
 // span is a range of bytes of a memory.
 type span struct{ lo, hi int }
 

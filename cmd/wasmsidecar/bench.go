@@ -31,13 +31,13 @@ type benchmark struct {
 func newBench(s streams, file *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure a configuration",
+		Short: "Measure a module, or a configuration",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage(errors.New("what to measure is missing: wasmsidecar bench transport"))
+			return usage(errors.New("what to measure is missing: wasmsidecar bench module FILE, or wasmsidecar bench transport"))
 		},
 	}
-	cmd.AddCommand(newBenchTransport(s, file))
+	cmd.AddCommand(newBenchModule(s), newBenchTransport(s, file))
 	return cmd
 }
 

@@ -41,3 +41,17 @@ func fetchFile(ctx context.Context, file string) (*module.Binary, error) {
 	}
 	return s.Fetch(ctx, module.Ref{Name: filepath.Base(file), Source: file})
 }
+
+// Measure measures what a job of the module in m.Source costs, without a broker. What the configuration of m says holds, but for its
+// isolation.
+func Measure(ctx context.Context, name string, m *config.Module, want runtime.Measurement) (*runtime.Measured, error) {
+	bin, err := fetchFile(ctx, m.Source)
+	if err != nil {
+		return nil, configError{err}
+	}
+	want.Module = runtime.ModuleConfig{
+		Name: name, Wasm: bin.Wasm, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
+		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Function: m.Function,
+	}
+	return runtime.Measure(ctx, want)
+}
