@@ -16,6 +16,9 @@ func Result(j *job.Job, o *job.Outcome, e Envelope, subject string) *Message {
 	var t texts
 	t.b.Grow(len(j.ID) + len(j.Route) + 48)
 	msgID := t.join(j.ID, "/", j.Route)
+	if j.Generation > 0 { // another outcome of the same job: neither a broker nor the next route may take it for a repeat
+		msgID += "/" + strconv.Itoa(j.Generation)
+	}
 	h := make(job.Header, 0, 16+len(o.Header))
 	if e == EnvelopeWatermill {
 		h.Add(HeaderWatermillUUID, uuidOf(msgID))

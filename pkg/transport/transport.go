@@ -151,6 +151,13 @@ type Transport interface {
 	Replier() Publisher
 	// Tail observes a subject, from its beginning or from now on; it is in place when Tail returns.
 	Tail(ctx context.Context, subject string, fromStart bool) (Tail, error)
+	// Browse reads what a subject without wildcards holds now, from what was published at since on (zero: all), consuming nothing.
+	// A subject that does not exist is ErrRejected, or empty where there is no difference.
+	Browse(ctx context.Context, subject string, since time.Time) (Browser, error)
+	// Discard takes messages that Browse has shown away for good, one by one: no Browser opened afterwards shows them. Those that are
+	// gone are no error; after an error any of them may or may not be gone. Where the broker cannot take single messages away, a mark
+	// beside them does the same for Browse.
+	Discard(ctx context.Context, subject string, ms ...*Stored) error
 	// Ping tells whether the broker answers.
 	Ping(ctx context.Context) error
 	// Close flushes and closes the connection, after the sources.

@@ -32,8 +32,11 @@ func (d *delivery) Redelivered() bool           { return d.redelivered }
 func (d *delivery) Lost() bool                  { return d.lost.Load() }
 
 // Published is the time in the entry's id, by the server's clock unless the producer chose the id.
-func (d *delivery) Published() time.Time {
-	ms, _, _ := strings.Cut(d.id, "-")
+func (d *delivery) Published() time.Time { return published(d.id) }
+
+// published is the time in an entry's id.
+func published(id string) time.Time {
+	ms, _, _ := strings.Cut(id, "-")
 	n, err := strconv.ParseInt(ms, 10, 64)
 	if err != nil {
 		return time.Time{}

@@ -54,6 +54,7 @@ func Run(t *testing.T, h Harness) {
 		{"StaleOwner", s.staleOwner, true},
 		{"TailFromStart", s.tailFromStart, true},
 		{"TailFromNow", s.tailFromNow, true},
+		{"BrowseAndDiscard", s.browseAndDiscard, true},
 		{"Wildcards", s.wildcards, true},
 		{"CloseWakesFetch", s.closeWakesFetch, true},
 		{"CloseInTime", s.closeInTime, true},
