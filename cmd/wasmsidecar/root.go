@@ -71,7 +71,7 @@ JetStream inside the process, durable, nothing to install.`,
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
 		newRun(io), newSubmit(io, &file), newInvoke(io, &file), newInspect(io), newCheck(io, &file),
-		newBench(io, &file), newVersion(io), newHealthcheck(io),
+		newDLQ(io, &file), newBench(io, &file), newVersion(io), newHealthcheck(io),
 	)
 	root.SetHelpCommand(newHelp(root))
 	root.InitDefaultCompletionCmd()

@@ -43,6 +43,31 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, scriptParams(t, "testdata/script"))
 }
 
+// TestDeadLetters runs one script over every broker.
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	for name, head := range map[string]string{
+		"embedded": "transport: embedded\nembedded: {listen: \"${LISTEN}\"}",
+		"nats":     "transport: nats\nnats: {url: \"nats://${NATS}\", group: \"${UNIQUE}\"}",
+		"redis":    "transport: redis\nredis: {addr: \"${REDIS}\"}",
+		"kafka":    "transport: kafka\nstore: redis\nredis: {addr: \"${REDIS}\"}\nkafka: {brokers: [\"${KAFKA}\"], group: \"${UNIQUE}\", partitions: 2}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := scriptParams(t, "testdata/dlq")
+			setup := p.Setup
+			p.Setup = func(e *testscript.Env) error {
+				if err := setup(e); err != nil {
+					return err
+				}
+				e.Setenv("HEAD", head)
+				return nil
+			}
+			testscript.Run(t, p)
+		})
+	}
+}
+
 // TestShippedConfigurations runs each file of configs/ as it is shipped. Their names of topics and streams are fixed, so Redis and
 // NATS are servers of this test, and those that share Kafka share the work.
 func TestShippedConfigurations(t *testing.T) {
@@ -124,7 +149,7 @@ func scriptParams(t *testing.T, dir string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"addr": cmdAddr, "await": cmdAwait, "status": cmdStatus, "term": cmdTerm, "big": cmdBig, "tail": cmdTail, "expand": cmdExpand,
-			"exits": cmdExits, "hangup": cmdHangup, "request": cmdRequest, "exited": cmdExited,
+			"exits": cmdExits, "binary": cmdBinary, "hangup": cmdHangup, "request": cmdRequest, "exited": cmdExited,
 		},
 	}
 }
@@ -256,6 +281,14 @@ func cmdBig(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Repeat("x", n)), 0o600))
+}
+
+// binary FILE: writes a file that is no text.
+func cmdBinary(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: binary FILE")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte{0x81, 0, 'a', '\n'}, 0o600))
 }
 
 // expand FILE...: replaces ${NAME} in files by the script's variables.
