@@ -122,7 +122,8 @@ type ModuleConfig struct {
 
 // Allow grants capabilities; what is not granted is denied.
 type Allow struct {
-	HTTP []string // hosts that may be asked, as host.ParsePolicy reads them
+	HTTP  []string // hosts that may be asked, as host.ParsePolicy reads them
+	Files []Dir    // directories whose files may be used through WASI
 }
 
 // none says that nothing is granted, whatever capabilities are yet to come.
@@ -226,8 +227,11 @@ func (e *Engine) assemble(ctx context.Context, c *code, cfg ModuleConfig, policy
 		program: m.abi == ABICommand, args: append([]string{cfg.Name}, cfg.Args...),
 		vars: varsOf(cfg.Env, cfg.Config), headers: cfg.Env.Headers, start: e.start,
 	}
-	if m.instances, err = e.isolate(m, cfg); err != nil {
+	if m.around.preopens, err = e.preopens(cfg.Allow.Files); err != nil {
 		return nil, err
+	}
+	if m.instances, err = e.isolate(m, cfg); err != nil {
+		return nil, errors.Join(err, closeAll(m.around.preopens))
 	}
 	m.pure = cfg.Allow.none() && cfg.Isolation != IsolationReuse
 	return m, nil
@@ -285,6 +289,9 @@ func (e *Engine) warnUnused(c *code, cfg ModuleConfig) {
 	}
 	if (cfg.Env.Headers || len(cfg.Env.Vars) > 0) && !env {
 		e.cfg.Log.Warn("module has an env but imports nothing that could read it", "module", cfg.Name)
+	}
+	if len(cfg.Allow.Files) > 0 && !imports("path_open") {
+		e.cfg.Log.Warn("module is allowed files but imports nothing that could open one", "module", cfg.Name)
 	}
 	http := asks(c.imports, "http")
 	if len(cfg.Allow.HTTP) > 0 && !http {

@@ -86,7 +86,12 @@ func (p *pool) halt(ctx context.Context, in *instance, r *run, read wasi.Read) e
 	switch {
 	case r.process.Acted() || r.call.Used():
 		return errors.New("it does something before it reads its job")
+	case !r.process.Pristine():
+		return errors.New("it has files open when it first reads its job")
 	case r.process.Drew() && !p.draws:
+		if len(r.process.Files.Preopens) > 0 {
+			return errors.New("it looks at files or the clock, or draws random numbers, before it reads its job")
+		}
 		return errors.New("it reads the clock or draws random numbers before it reads its job")
 	}
 	f := &frozen{read: read, depth: in.depth.Get(), burnt: int64(r.meter.burnt()), calls: r.call.Counted()}

@@ -25,6 +25,8 @@ type Limits struct {
 	HTTPCalls int           // http requests
 	HTTPBytes int64         // bytes of one http request's body, and of one response's
 	HTTPTime  time.Duration // time of one http request, redirects included
+	Files     int           // files and directories open at once, those granted apart
+	FileBytes int64         // bytes written to files; a new file, directory or link counts as 4 KiB
 }
 
 // DefaultLimits are the limits of a module whose configuration says nothing.
@@ -33,6 +35,7 @@ func DefaultLimits() Limits {
 		Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100_000_000_000, Depth: 50_000, HostCalls: 10_000_000, Output: 1 << 20, Log: 64 << 10,
 		LogLines:  1000,
 		HTTPCalls: 16, HTTPBytes: 1 << 20, HTTPTime: 10 * time.Second,
+		Files: 64, FileBytes: 64 << 20,
 	}
 }
 
@@ -42,7 +45,7 @@ func (l Limits) check() error {
 		return fmt.Errorf("memory limit of %d bytes is not between 64 KiB and 4 GiB", l.Memory)
 	case l.Time <= 0:
 		return fmt.Errorf("time limit of %s is not above zero", l.Time)
-	case l.Fuel < 0 || l.Depth < 0 || l.HostCalls < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTime < 0:
+	case l.Fuel < 0 || l.Depth < 0 || l.HostCalls < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTime < 0 || l.Files < 0 || l.FileBytes < 0:
 		return fmt.Errorf("a limit is below zero")
 	}
 	return nil
@@ -54,6 +57,7 @@ func (l Limits) Within(o Limits) Limits {
 		Memory: min(l.Memory, o.Memory), Time: min(l.Time, o.Time), Fuel: least(l.Fuel, o.Fuel), Depth: least(l.Depth, o.Depth),
 		HostCalls: least(l.HostCalls, o.HostCalls), Output: min(l.Output, o.Output), Log: min(l.Log, o.Log), LogLines: min(l.LogLines, o.LogLines),
 		HTTPCalls: min(l.HTTPCalls, o.HTTPCalls), HTTPBytes: min(l.HTTPBytes, o.HTTPBytes), HTTPTime: min(l.HTTPTime, o.HTTPTime),
+		Files: min(l.Files, o.Files), FileBytes: min(l.FileBytes, o.FileBytes),
 	}
 }
 

@@ -156,6 +156,7 @@ func (m *Module) Try(ctx context.Context) (err error) {
 	e.ctx, cancel = context.WithTimeout(ctx, e.limit)
 	defer cancel()
 	r := m.newRun(&e, m.own.limits)
+	defer r.process.Close()
 	in, err := m.instances.get(r.context(e.ctx), r)
 	if err == nil {
 		m.instances.put(in, nil)
@@ -170,12 +171,13 @@ func (m *Module) Try(ctx context.Context) (err error) {
 
 func (m *Module) newRun(e *ended, limits Limits) *run {
 	deadline, _ := e.ctx.Deadline()
-	return &run{call: e.call, process: m.around.process(e.call), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
+	return &run{call: e.call, process: m.around.process(e.call, limits), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
 }
 
 // run takes the job through an instance and fills in how it ended.
 func (m *Module) run(e *ended, limits Limits) {
 	r := m.newRun(e, limits)
+	defer r.process.Close()
 	ctx := r.context(e.ctx)
 	in, err := m.instances.get(ctx, r)
 	if err != nil {
@@ -242,7 +244,7 @@ func (m *Module) Close(ctx context.Context) error {
 		defer close(done)
 		m.runs.Wait()
 		if first {
-			if err := m.instances.close(); err != nil {
+			if err := errors.Join(m.instances.close(), closeAll(m.around.preopens)); err != nil {
 				m.engine.cfg.Log.Warn("memory of a module is not given back", "module", m.name, "err", err)
 			}
 			m.engine.forget(m)

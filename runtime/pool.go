@@ -203,6 +203,9 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 	}
 	if p.snap == nil {
 		snap, err := in.snapshot(p.means.memories)
+		if !r.process.Pristine() {
+			err = errors.Join(errors.New("it opens or closes files while it initializes"), snap.image.close())
+		}
 		if err != nil {
 			p.refused, in.spent = true, true
 			p.log.Warn("module cannot be reset; each job has an instance of its own", "module", p.module, "err", err)

@@ -122,7 +122,7 @@ func TestIdleInstancesAreBounded(t *testing.T) {
 	var used []*instance
 	for range maxIdle + 5 {
 		c := host.NewCall(m.own.grants, &job.Job{ID: "1"})
-		r := &run{call: c, process: m.around.process(c), meter: newMeter(m.own.limits, time.Time{}), limits: m.own.limits}
+		r := &run{call: c, process: m.around.process(c, m.own.limits), meter: newMeter(m.own.limits, time.Time{}), limits: m.own.limits}
 		in, err := p.get(r.context(t.Context()), r)
 		if err != nil {
 			t.Fatal(err)

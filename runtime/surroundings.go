@@ -12,20 +12,24 @@ import (
 
 // surroundings are what the guests of a module see of the world through WASI.
 type surroundings struct {
-	program bool // stdin and stdout are the job and its result
-	args    []string
-	vars    []string  // environment of every job, NAME=value
-	headers bool      // the environment of each job has its headers as well
-	start   time.Time // of the monotonic clock
+	program  bool // stdin and stdout are the job and its result
+	args     []string
+	vars     []string  // environment of every job, NAME=value
+	headers  bool      // the environment of each job has its headers as well
+	start    time.Time // of the monotonic clock
+	preopens []wasi.Preopen
 }
 
 // process makes the process for a job.
-func (s *surroundings) process(c *host.Call) *wasi.Process {
+func (s *surroundings) process(c *host.Call, l Limits) *wasi.Process {
 	p := &wasi.Process{Args: s.args, Env: s.vars, Stderr: c.Stderr(), Start: s.start, Counter: c}
 	if s.program {
 		p.Stdin, p.Stdout = c.Job.Body, writerOf(c)
 	} else {
 		p.Stdout = c.Stdout()
+	}
+	if len(s.preopens) > 0 {
+		p.Files = wasi.Files{Preopens: s.preopens, Open: l.Files, Bytes: l.FileBytes, Refused: c.SetTrouble}
 	}
 	if s.headers {
 		p.Env = slices.Concat(s.vars, headerVars(c.Job))

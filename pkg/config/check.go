@@ -293,6 +293,7 @@ func (r *report) module(name string, m *Module) {
 	for i, h := range m.Allow.HTTP {
 		r.httpHost(fmt.Sprintf("%s.allow.http[%d]", path, i), h)
 	}
+	r.files(m.Allow.Files, path+".allow.files")
 	for _, key := range sortedKeys(m.Env.Vars) {
 		if strings.ContainsAny(key, "=\x00") || strings.ContainsRune(m.Env.Vars[key], 0) {
 			r.failf(joinKey(path+".env.vars", key), "an environment variable has no = in its name and no NUL byte")

@@ -186,6 +186,8 @@ type Limits struct {
 	HTTPRequests int           `yaml:"http_requests" min:"0" max:"1000000"`
 	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"` // of a request, and of a response
 	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"` // of one request
+	Files        int           `yaml:"files" min:"0" max:"10000"`     // open at once
+	FileBytes    Size          `yaml:"file_bytes" min:"0B"`           // written to files
 }
 
 // RouteLimits tighten the Limits of the modules that a route runs: of each the smaller one counts. The fields are those of
@@ -202,13 +204,23 @@ type RouteLimits struct {
 	HTTPRequests *int           `yaml:"http_requests" min:"0" max:"1000000"`
 	HTTPBody     *Size          `yaml:"http_body" min:"0B" max:"1GiB"`
 	HTTPTime     *time.Duration `yaml:"http_time" min:"1ms" max:"24h"`
+	Files        *int           `yaml:"files" min:"0" max:"10000"`
+	FileBytes    *Size          `yaml:"file_bytes" min:"0B"`
 }
 
 // Allow grants capabilities; what is not granted is denied.
 type Allow struct {
-	HTTP []string `yaml:"http"` // host, host:port, *.domain or *.domain:port; without a port 443 and 80
+	HTTP  []string `yaml:"http"`  // host, host:port, *.domain or *.domain:port; without a port 443 and 80
+	Files []*Dir   `yaml:"files"` // directories whose files a guest that uses WASI may use
 
 	_ struct{} `later:"blob publish kv secret"`
+}
+
+// Dir is a directory of the host that a guest is granted.
+type Dir struct {
+	Dir   string `yaml:"dir"`
+	As    string `yaml:"as"` // where the guest finds it; Default: / and the directory's name
+	Write bool   `yaml:"write"`
 }
 
 // Env is the environment of a guest.
@@ -338,9 +350,9 @@ func DefaultModule() *Module {
 		Config: map[string]string{}, ABI: "auto", Engine: "compiler", Isolation: "reset",
 		Limits: Limits{
 			Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100e9, Depth: 50_000, HostCalls: 10e6, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
-			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second,
+			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second, Files: 64, FileBytes: 64 << 20,
 		},
-		Allow: Allow{HTTP: []string{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},
+		Allow: Allow{HTTP: []string{}, Files: []*Dir{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},
 	}
 }
 

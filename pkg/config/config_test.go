@@ -184,7 +184,7 @@ func missingKeys(n *yaml.Node, t reflect.Type, path string) []string {
 	case reflect.Pointer:
 		return missingKeys(n, t.Elem(), path)
 	case reflect.Map, reflect.Slice:
-		if t.Elem().Kind() == reflect.Pointer {
+		if t.Elem().Kind() == reflect.Pointer && len(n.Content) > 0 {
 			return missingKeys(n.Content[len(n.Content)-1], t.Elem(), path)
 		}
 		return nil

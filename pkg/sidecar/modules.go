@@ -86,7 +86,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 // load makes a runner of a module's bytes.
 func (ms *modules) load(ctx context.Context, name string, m *config.Module, wasm []byte) (*runtime.Module, error) {
 	r, err := ms.engine.Load(ctx, runtime.ModuleConfig{
-		Name: name, Wasm: wasm, Digest: m.SHA256, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP}, Config: m.Config,
+		Name: name, Wasm: wasm, Digest: m.SHA256, Limits: limitsOf(m.Limits), Allow: runtime.Allow{HTTP: m.Allow.HTTP, Files: dirsOf(m.Allow.Files)}, Config: m.Config,
 		Env: runtime.Env{Headers: m.Env.Headers, Vars: m.Env.Vars}, Args: m.Args, ABI: runtime.ABI(m.ABI), Function: m.Function,
 		Isolation: runtime.Isolation(m.Isolation), Interpreter: m.Engine == "interpreter",
 	})

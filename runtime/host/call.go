@@ -153,6 +153,9 @@ func (c *Call) Verdict() *job.Error { return c.verdict }
 // that crashes thereafter did not handle it, and the trouble's kind explains the crash better than the crash itself does.
 func (c *Call) Trouble() *job.Error { return c.trouble }
 
+// SetTrouble makes err the call's trouble; nil says that there is none any more.
+func (c *Call) SetTrouble(err *job.Error) { c.trouble = err }
+
 // Stdin is the job's body as a program reads it.
 func (c *Call) Stdin() io.Reader { return bytes.NewReader(c.Job.Body) }
 

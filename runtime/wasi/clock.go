@@ -143,6 +143,8 @@ func (p *Process) subscribe(b []byte) (w waiting, ok bool) {
 		w.after = time.Duration(min(timeout, atForever))
 	case onRead:
 		switch {
+		case p.at(id) != nil: // files are always ready
+			w.bytes = 1
 		case id != 0 || !p.open(id):
 			w.err = eBADF
 		case p.read == len(p.Stdin):
@@ -151,7 +153,7 @@ func (p *Process) subscribe(b []byte) (w waiting, ok bool) {
 			w.bytes = uint64(len(p.Stdin) - p.read)
 		}
 	case onWrite:
-		if id == 0 || !p.open(id) {
+		if p.at(id) == nil && (id == 0 || !p.open(id)) {
 			w.err = eBADF
 		}
 		w.bytes = 1 << 16

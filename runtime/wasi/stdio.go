@@ -41,7 +41,18 @@ func (p *Process) Read(m api.Memory, r Read) uint64 { return uint64(p.serve(m, r
 // fdRead is fd_read(fd, iovs, n, result).
 func fdRead(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno {
 	r := Read{stack[0], stack[1], stack[2], stack[3]}
-	if before := p.BeforeRead; before != nil {
+	if fd := uint32(r.fd); !p.open(fd) {
+		d := p.at(fd)
+		if d == nil {
+			return eBADF
+		}
+		return transfer(m, r.iovs, r.n, r.result, func(v vectors) (int64, errno) {
+			n, e := d.readAt(ctx, p, v, d.offset)
+			d.offset += n
+			return n, e
+		})
+	}
+	if before := p.BeforeRead; before != nil && uint32(r.fd) == 0 {
 		p.BeforeRead = nil
 		before(ctx, r)
 	}
@@ -75,9 +86,16 @@ func (p *Process) serve(m api.Memory, r Read) errno {
 }
 
 // fdWrite is fd_write(fd, iovs, n, result).
-func fdWrite(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+func fdWrite(ctx context.Context, p *Process, m api.Memory, stack []uint64) errno {
 	p.acted = true
 	fd := uint32(stack[0])
+	if d := p.at(fd); d != nil {
+		return transfer(m, stack[1], stack[2], stack[3], func(v vectors) (int64, errno) {
+			n, e := d.writeAt(ctx, p, v, d.offset)
+			d.offset += n
+			return n, e
+		})
+	}
 	if fd == 0 || !p.open(fd) {
 		return eBADF
 	}
@@ -115,6 +133,11 @@ func fdWrite(_ context.Context, p *Process, m api.Memory, stack []uint64) errno 
 
 func fdClose(_ context.Context, p *Process, _ api.Memory, stack []uint64) errno {
 	fd := uint32(stack[0])
+	if d := p.at(fd); d != nil {
+		d.close()
+		p.files[fd-firstFile] = nil
+		return eOK
+	}
 	if !p.open(fd) {
 		return eBADF
 	}
@@ -129,13 +152,34 @@ const (
 	rightWrite    = 1 << 6
 	rightStat     = 1 << 21
 	rightPoll     = 1 << 27
+	allRights     = 1<<30 - 1
 )
+
+// status writes the fdstat of a file or directory. What is refused in the end is refused by the function that would do it, with
+// an answer that says why; only what a file was opened for is told here.
+func (d *descriptor) status(b []byte) {
+	rights := uint64(allRights)
+	b[0] = typeDirectory
+	if d.file != nil {
+		b[0] = typeRegular
+		if !d.read {
+			rights &^= rightRead
+		}
+		if !d.write {
+			rights &^= rightWrite
+		}
+	}
+	binary.LittleEndian.PutUint16(b[2:], d.flags)
+	binary.LittleEndian.PutUint64(b[8:], rights)
+	binary.LittleEndian.PutUint64(b[16:], allRights)
+}
 
 // fdStatGet is fd_fdstat_get(fd, result). The type of a standard stream is unknown, which is what a pipe is to preview 1: were
 // it a character device, C would take it for a terminal and write line by line.
 func fdStatGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
 	fd := uint32(stack[0])
-	if !p.open(fd) {
+	d := p.at(fd)
+	if d == nil && !p.open(fd) {
 		return eBADF
 	}
 	b, ok := m.Read(uint32(stack[1]), 24)
@@ -143,6 +187,10 @@ func fdStatGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errn
 		return eFAULT
 	}
 	clear(b)
+	if d != nil {
+		d.status(b)
+		return eOK
+	}
 	rights := uint64(rightSetFlags | rightStat | rightPoll)
 	if fd == 0 {
 		rights |= rightRead
@@ -157,7 +205,15 @@ func fdStatGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errn
 // fdStatSetFlags is fd_fdstat_set_flags(fd, flags). The flags are kept and change nothing: no stream ever blocks.
 func fdStatSetFlags(_ context.Context, p *Process, _ api.Memory, stack []uint64) errno {
 	fd, flags := uint32(stack[0]), uint32(stack[1])
+	d := p.at(fd)
 	switch {
+	case d != nil && flags > 31:
+		return eINVAL
+	case d != nil && (uint16(flags)^d.flags)&flagAppend != 0:
+		return eNOTSUP // files are opened for it
+	case d != nil:
+		d.flags = uint16(flags)
+		return eOK
 	case !p.open(fd):
 		return eBADF
 	case flags > 31: // APPEND, DSYNC, NONBLOCK, RSYNC, SYNC
@@ -169,6 +225,9 @@ func fdStatSetFlags(_ context.Context, p *Process, _ api.Memory, stack []uint64)
 
 // fileStatGet is fd_filestat_get(fd, result).
 func fileStatGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
+	if d := p.at(uint32(stack[0])); d != nil {
+		return p.fileStat(d, m, stack[1])
+	}
 	if !p.open(uint32(stack[0])) {
 		return eBADF
 	}

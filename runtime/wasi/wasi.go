@@ -1,7 +1,8 @@
 // Package wasi is a lean wasi_snapshot_preview1 for guests that are used for many jobs.
 //
-// It has all functions of preview 1. Arguments, environment, clocks, random numbers, sleep, the three standard streams and the
-// exit are there; there are no files and no sockets, and the functions for them answer EBADF, ENOTDIR, ENOTSOCK or ENOSYS.
+// It has all functions of preview 1. Arguments, environment, clocks, random numbers, sleep, the three standard streams, the
+// files below directories that are granted and the exit are there; there are no sockets, and the functions for them answer EBADF
+// or ENOTSOCK.
 // Nothing about a guest is kept on the host's side but a Process, which belongs to one job: whoever resets a guest's memory
 // gives it a new Process, and nothing of the job before is left. proc_exit ends the guest's call with a *sys.ExitError and
 // leaves the module open.
@@ -33,6 +34,8 @@ type Process struct {
 
 	// Counter is told of each call before it is served and may panic to stop the guest; may be nil.
 	Counter Counter
+	// Files is what the guest may do with files. Who gives it any must Close the Process.
+	Files Files
 	// BeforeRead is called once, before the guest first reads from stdin; may be nil. r is the read that is about to be.
 	BeforeRead func(ctx context.Context, r Read)
 
@@ -40,6 +43,10 @@ type Process struct {
 	read  int // how much of Stdin was read
 	acted bool
 	drew  bool
+
+	files   []*descriptor // once they are used; see table
+	wrote   int64         // to files
+	refused bool          // and nothing has gone well since
 }
 
 // Counter counts the calls of a guest.
@@ -50,7 +57,7 @@ type Counter interface {
 // Acted says whether the guest has written anything or asked what there is to read.
 func (p *Process) Acted() bool { return p.acted }
 
-// Drew says whether the guest has asked for the time or for random numbers.
+// Drew says whether the guest has asked for the time, for random numbers or for anything about files.
 func (p *Process) Drew() bool { return p.drew }
 
 // State is what a guest may change about its Process. The zero State is that of a new Process.
@@ -144,37 +151,37 @@ func functions() []function {
 		{name: "clock_time_get", params: "iIi", call: clockTimeGet},
 		{name: "environ_get", params: "ii", call: environGet},
 		{name: "environ_sizes_get", params: "ii", call: environSizesGet},
-		{name: "fd_advise", params: "iIIi", call: stream(eSPIPE)},
-		{name: "fd_allocate", params: "iII", call: stream(eSPIPE)},
+		{name: "fd_advise", params: "iIIi", call: onFile(eSPIPE, fdAdvise)},
+		{name: "fd_allocate", params: "iII", call: onFile(eSPIPE, fdAllocate)},
 		{name: "fd_close", params: "i", call: fdClose},
-		{name: "fd_datasync", params: "i", call: stream(eINVAL)},
+		{name: "fd_datasync", params: "i", call: onFile(eINVAL, fdSync)},
 		{name: "fd_fdstat_get", params: "ii", call: fdStatGet},
 		{name: "fd_fdstat_set_flags", params: "ii", call: fdStatSetFlags},
 		{name: "fd_fdstat_set_rights", params: "iII", call: always(eNOSYS)},
 		{name: "fd_filestat_get", params: "ii", call: fileStatGet},
-		{name: "fd_filestat_set_size", params: "iI", call: stream(eINVAL)},
-		{name: "fd_filestat_set_times", params: "iIIi", call: stream(eINVAL)},
-		{name: "fd_pread", params: "iiiIi", call: stream(eSPIPE)},
-		{name: "fd_prestat_dir_name", params: "iii", call: always(eBADF)},
-		{name: "fd_prestat_get", params: "ii", call: always(eBADF)},
-		{name: "fd_pwrite", params: "iiiIi", call: stream(eSPIPE)},
+		{name: "fd_filestat_set_size", params: "iI", call: onFile(eINVAL, fdSetSize)},
+		{name: "fd_filestat_set_times", params: "iIIi", call: onFile(eINVAL, fdSetTimes)},
+		{name: "fd_pread", params: "iiiIi", call: onFile(eSPIPE, fdPread)},
+		{name: "fd_prestat_dir_name", params: "iii", call: prestatName},
+		{name: "fd_prestat_get", params: "ii", call: prestatGet},
+		{name: "fd_pwrite", params: "iiiIi", call: onFile(eSPIPE, fdPwrite)},
 		{name: "fd_read", params: "iiii", call: fdRead},
-		{name: "fd_readdir", params: "iiiIi", call: stream(eNOTDIR)},
-		{name: "fd_renumber", params: "ii", call: stream(eNOTSUP)},
-		{name: "fd_seek", params: "iIii", call: stream(eSPIPE)},
-		{name: "fd_sync", params: "i", call: stream(eINVAL)},
-		{name: "fd_tell", params: "ii", call: stream(eSPIPE)},
+		{name: "fd_readdir", params: "iiiIi", call: onFile(eNOTDIR, fdReadDir)},
+		{name: "fd_renumber", params: "ii", call: onFile(eNOTSUP, fdRenumber)},
+		{name: "fd_seek", params: "iIii", call: onFile(eSPIPE, fdSeek)},
+		{name: "fd_sync", params: "i", call: onFile(eINVAL, fdSync)},
+		{name: "fd_tell", params: "ii", call: onFile(eSPIPE, fdTell)},
 		{name: "fd_write", params: "iiii", call: fdWrite},
-		{name: "path_create_directory", params: "iii", call: stream(eNOTDIR)},
-		{name: "path_filestat_get", params: "iiiii", call: stream(eNOTDIR)},
-		{name: "path_filestat_set_times", params: "iiiiIIi", call: stream(eNOTDIR)},
-		{name: "path_link", params: "iiiiiii", call: stream(eNOTDIR)},
-		{name: "path_open", params: "iiiiiIIii", call: stream(eNOTDIR)},
-		{name: "path_readlink", params: "iiiiii", call: stream(eNOTDIR)},
-		{name: "path_remove_directory", params: "iii", call: stream(eNOTDIR)},
-		{name: "path_rename", params: "iiiiii", call: stream(eNOTDIR)},
-		{name: "path_symlink", params: "iiiii", call: always(eBADF)},
-		{name: "path_unlink_file", params: "iii", call: stream(eNOTDIR)},
+		{name: "path_create_directory", params: "iii", call: onFile(eNOTDIR, pathCreateDirectory)},
+		{name: "path_filestat_get", params: "iiiii", call: onFile(eNOTDIR, pathStatGet)},
+		{name: "path_filestat_set_times", params: "iiiiIIi", call: onFile(eNOTDIR, pathSetTimes)},
+		{name: "path_link", params: "iiiiiii", call: onFile(eNOTDIR, pathLink)},
+		{name: "path_open", params: "iiiiiIIii", call: onFile(eNOTDIR, pathOpen)},
+		{name: "path_readlink", params: "iiiiii", call: onFile(eNOTDIR, pathReadLink)},
+		{name: "path_remove_directory", params: "iii", call: onFile(eNOTDIR, pathRemove(true))},
+		{name: "path_rename", params: "iiiiii", call: onFile(eNOTDIR, pathRename)},
+		{name: "path_symlink", params: "iiiii", call: pathSymlink},
+		{name: "path_unlink_file", params: "iii", call: onFile(eNOTDIR, pathRemove(false))},
 		{name: "poll_oneoff", params: "iiii", call: pollOneoff},
 		{name: "proc_exit", params: "i", void: true, call: procExit},
 		{name: "proc_raise", params: "i", call: always(eNOSYS)},
@@ -191,15 +198,37 @@ func functions() []function {
 type errno uint16
 
 const (
-	eOK      errno = 0
-	eBADF    errno = 8
-	eFAULT   errno = 21
-	eINVAL   errno = 28
-	eNOSYS   errno = 52
-	eNOTDIR  errno = 54
-	eNOTSOCK errno = 57
-	eNOTSUP  errno = 58
-	eSPIPE   errno = 70
+	eOK          errno = 0
+	eACCES       errno = 2
+	eBADF        errno = 8
+	eBUSY        errno = 10
+	eDQUOT       errno = 19
+	eEXIST       errno = 20
+	eFAULT       errno = 21
+	eFBIG        errno = 22
+	eILSEQ       errno = 25
+	eINVAL       errno = 28
+	eIO          errno = 29
+	eISDIR       errno = 31
+	eLOOP        errno = 32
+	eMFILE       errno = 33
+	eMLINK       errno = 34
+	eNAMETOOLONG errno = 37
+	eNFILE       errno = 41
+	eNOENT       errno = 44
+	eNOSPC       errno = 51
+	eNOSYS       errno = 52
+	eNOTDIR      errno = 54
+	eNOTEMPTY    errno = 55
+	eNOTSOCK     errno = 57
+	eNOTSUP      errno = 58
+	eNXIO        errno = 60
+	ePERM        errno = 63
+	eROFS        errno = 69
+	eSPIPE       errno = 70
+	eTXTBSY      errno = 74
+	eXDEV        errno = 75
+	eNOTCAPABLE  errno = 76
 )
 
 // always is a function that has but one answer.
@@ -248,7 +277,7 @@ func argsSizesGet(_ context.Context, p *Process, m api.Memory, stack []uint64) e
 }
 
 func argsGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
-	return strings(m, p.Args, stack)
+	return texts(m, p.Args, stack)
 }
 
 func environSizesGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
@@ -256,7 +285,7 @@ func environSizesGet(_ context.Context, p *Process, m api.Memory, stack []uint64
 }
 
 func environGet(_ context.Context, p *Process, m api.Memory, stack []uint64) errno {
-	return strings(m, p.Env, stack)
+	return texts(m, p.Env, stack)
 }
 
 // sizes writes how many strings there are and how many bytes they take with their NULs.
@@ -271,8 +300,8 @@ func sizes(m api.Memory, list []string, stack []uint64) errno {
 	return eOK
 }
 
-// strings writes pointers to the strings to stack[0], and the strings, each ended by NUL, to stack[1].
-func strings(m api.Memory, list []string, stack []uint64) errno {
+// texts writes pointers to the strings to stack[0], and the strings, each ended by NUL, to stack[1].
+func texts(m api.Memory, list []string, stack []uint64) errno {
 	at, to := uint32(stack[0]), uint32(stack[1])
 	for _, s := range list {
 		end := to + uint32(len(s))
