@@ -196,3 +196,31 @@ func TestSoak(t *testing.T) {
 		t.Errorf("resident memory has grown from %d to %d MiB", before>>20, after>>20)
 	}
 }
+
+// An instance through which very much has gone is not used again; what goes through it is counted.
+func TestBytesWearOut(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "echo")
+	echo := func() {
+		if _, err := m.Run(t.Context(), &job.Job{ID: "1", Body: make([]byte, 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	echo()
+	p := m.instances.(*pool)
+	p.mu.Lock()
+	in := p.idle[0].in
+	p.mu.Unlock()
+	if in.bytes != 2000 {
+		t.Errorf("%d bytes are counted of a job that read and wrote 1000", in.bytes)
+	}
+	in.bytes = maxBytes - 2001
+	echo()
+	if idle := Idle(m); len(idle) != 1 || idle[0] != 2 {
+		t.Errorf("instances %v, want one that had two jobs", idle)
+	}
+	echo()
+	if idle := Idle(m); len(idle) != 0 || !in.module.IsClosed() {
+		t.Errorf("instances %v are kept", idle)
+	}
+}
