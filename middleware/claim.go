@@ -50,6 +50,11 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 	x.Amend = func(_ context.Context, o *job.Outcome) error { x.Outcome = o; return nil }
 	err := s.next(ctx, x)
 	x.Err = err
+	if park := (*job.Park)(nil); errors.As(err, &park) {
+		x.Job.Attempt--
+		x.Settlement = job.Settlement{Verb: job.Retry, After: park.For}
+		return nil
+	}
 	if after, unfinished := s.unfinished(err); unfinished != job.Ack {
 		if unfinished == job.Leave {
 			return err
@@ -110,14 +115,17 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 		crash.At(crash.AfterRun)
 	}
 	x.Err = err
+	if park := (*job.Park)(nil); errors.As(err, &park) {
+		return s.putBack(ctx, cl, x, step{verb: parkIt, wait: park.For})
+	}
 	switch after, verb := s.unfinished(err); verb {
 	case job.Retry:
-		return s.putBack(ctx, cl, x, retrying, after, err)
+		return s.putBack(ctx, cl, x, step{verb: retryIt, wait: after, err: job.CleanText(err.Error())})
 	case job.Leave:
 		if errors.Is(err, errFenced) {
 			return s.fenced(x, err)
 		}
-		if perr := s.putBack(ctx, cl, x, running, 0, err); perr != nil {
+		if perr := s.putBack(ctx, cl, x, step{verb: returnIt, err: job.CleanText(err.Error())}); perr != nil {
 			return perr
 		}
 		return err
@@ -259,21 +267,16 @@ func (s *claimStage) finish(ctx context.Context, cl *claim, o *job.Outcome) erro
 
 // putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
 // with the attempt uncounted.
-func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st state, after time.Duration, cause error) error {
+func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st step) error {
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
 	defer cancel()
-	err := cl.put(wctx, func(rec *record) {
-		rec.State, rec.Wait, rec.Err = retrying, after, job.CleanText(cause.Error())
-		if st == running {
-			rec.Attempts--
-		}
-	}, s.claims.keep()+after)
+	err := cl.put(wctx, st, s.claims.keep()+st.wait)
 	switch {
 	case errors.Is(err, errFenced):
 		return s.fenced(x, err)
 	case err != nil && !s.runs(err):
 		return fmt.Errorf("record the retry: %w", err)
 	}
-	x.Settlement = job.Settlement{Verb: job.Retry, After: after}
+	x.Settlement = job.Settlement{Verb: job.Retry, After: st.wait}
 	return nil
 }

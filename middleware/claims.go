@@ -182,7 +182,8 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	c := cl.c
 	cl.mu.Lock() // the heartbeat passes over a claim that is being written
 	defer cl.mu.Unlock()
-	rec := first(nonce, c.cfg.Lease)
+	s := step{verb: claimIt, nonce: nonce, lease: c.cfg.Lease}
+	rec, _, _ := (*record)(nil).take(s)
 	var rev int64
 	crashed := false
 	for {
@@ -204,43 +205,34 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 			return nil, nil
 		}
 		kv := r.Read[0]
-		crashed = false
-		if !kv.Exists() { // it expired between two rounds
-			rec, rev = first(nonce, c.cfg.Lease), 0
-			continue
+		var old *record // nil: it expired between two rounds
+		if kv.Exists() {
+			if old, err = decodeRecord(kv.Value); err != nil {
+				return nil, fmt.Errorf("claim %q: %w", cl.key, err)
+			}
 		}
-		old, err := decodeRecord(kv.Value)
-		if err != nil {
-			return nil, fmt.Errorf("claim %q: %w", cl.key, err)
-		}
-		age := max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait
-		next := *old
-		next.State, next.Token, next.Nonce, next.Lease = running, old.Token+1, nonce, c.cfg.Lease
-		next.Attempts++
-		switch {
-		case old.State == done:
+		s.age = max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait
+		next, answer, rest := old.take(s)
+		switch answer {
+		case over:
 			cl.rec, cl.rev = *old, kv.Revision
 			return cl.recorded(ctx, old)
-		case old.State == retrying && age < old.Wait:
-			return &taken{retry: old.Wait - age}, nil
-		case old.State == retrying:
-			next.Wait = 0
-		case old.Nonce == nonce: // our own claim, whose answer was lost
+		case early:
+			return &taken{retry: rest}, nil
+		case held:
+			return &taken{leave: rest}, nil
+		case mine:
 			if !cl.alone(old.Crashes) {
 				return &taken{leave: suspectWait}, nil
 			}
-			cl.rec, cl.rev, cl.written = *old, kv.Revision, sent.Add(-age)
+			cl.rec, cl.rev, cl.written = *old, kv.Revision, sent.Add(-s.age)
 			return nil, nil
-		case age < old.Lease:
-			return &taken{leave: old.Lease - age}, nil
-		default: // its owner went without a word
-			next.Crashes++
-			crashed = true
 		}
 		if !cl.alone(next.Crashes) { // before it is claimed: waiting, it must not share the blame for the one that runs
 			return &taken{leave: suspectWait}, nil
 		}
 		rec, rev = next, kv.Revision
+		crashed = old != nil && next.Crashes > old.Crashes
 	}
 }
 
@@ -277,32 +269,44 @@ func (cl *claim) finish(ctx context.Context, o *job.Outcome) error {
 		also = []store.Op{store.Put(cl.bodyKey, o.Body, results)}
 		o, apart = &bare, true
 	}
-	return cl.put(ctx, func(rec *record) {
-		rec.State, rec.Outcome, rec.Lease, rec.Err, rec.Apart = done, o, 0, "", apart
-	}, ttl, also...)
+	verb := finishIt
+	if cl.unclaimed() {
+		verb = recordIt
+	}
+	return cl.put(ctx, step{verb: verb, outcome: o, apart: apart}, ttl, also...)
+}
+
+// unclaimed says whether nothing is written of the job yet.
+func (cl *claim) unclaimed() bool {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	return cl.open
 }
 
 // next counts another attempt.
 func (cl *claim) next(ctx context.Context) error {
-	return cl.put(ctx, func(rec *record) { rec.Attempts++ }, cl.c.keep())
+	return cl.put(ctx, step{verb: againIt}, cl.c.keep())
 }
 
 // keep is how long a record of an unfinished job is kept: no shorter than an outcome, and well beyond a lease.
 func (c *Claims) keep() time.Duration { return max(c.cfg.TTL, 10*c.cfg.Lease) }
 
-// put replaces the claim's record by what change makes of it. Reading, changing and writing are one step, so that a heartbeat
-// never writes over what came after it. errFenced means that another owner has taken the job, or that its record is gone.
-func (cl *claim) put(ctx context.Context, change func(*record), ttl time.Duration, also ...store.Op) error {
+// put takes a step. Reading, changing and writing are one, so that a heartbeat never writes over what came after it. errFenced means
+// that another owner has taken the job, or that its record is gone; errRecorded that another has finished it.
+//
+// When the answer of the store is lost, it looks at what is there.
+func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...store.Op) error {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	rec := cl.rec
-	change(&rec)
-	return cl.write(ctx, rec, ttl, also...)
-}
-
-// write is put's last part. When the answer is lost it looks at what is there. The caller holds mu.
-func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also ...store.Op) error {
 	if cl.lost {
+		return errFenced
+	}
+	s.token, s.nonce = cl.rec.Token, cl.rec.Nonce
+	rec, answer, _ := cl.rec.take(s)
+	if s.verb == recordIt { // there is no record to begin with, as far as we know
+		rec, answer, _ = (*record)(nil).take(s)
+	}
+	if answer != write {
 		return errFenced
 	}
 	b, err := rec.encode()
@@ -326,31 +330,27 @@ func (cl *claim) write(ctx context.Context, rec record, ttl time.Duration, also 
 		if err != nil {
 			return err
 		}
-		if !kv.Exists() {
-			if cl.rev == 0 {
-				continue // another's record was there, and has expired
+		var old *record
+		if kv.Exists() {
+			if old, err = decodeRecord(kv.Value); err != nil {
+				break
 			}
-			break
 		}
-		old, err := decodeRecord(kv.Value)
-		if err != nil {
-			break
-		}
-		mine := old.Token == rec.Token && old.Nonce == rec.Nonce
-		if mine && string(kv.Value) == string(b) && old.State != running { // our own write, whose answer was lost
+		ours := old != nil && old.Token == rec.Token && old.Nonce == rec.Nonce
+		switch {
+		case ours && old.State != running && string(kv.Value) == string(b): // this write, whose answer was lost
 			cl.rec, cl.rev, cl.written, cl.open = rec, kv.Revision, sent, false
 			return nil
-		}
-		switch {
-		case cl.open && old.State == done: // whoever records first is right
-			cl.rec, cl.rev, cl.open = *old, kv.Revision, false
-			return errRecorded
-		case cl.open && rec.State == done: // another has claimed it and is not done: its writes will be refused
-			rec.Token, rec.Crashes = old.Token+1, old.Crashes
+		case s.verb == recordIt: // whoever records first is right; another who has claimed it has its writes refused
+			if rec, answer, _ = old.take(s); answer == over {
+				cl.rec, cl.rev, cl.open = *old, kv.Revision, false
+				return errRecorded
+			}
 			if b, err = rec.encode(); err != nil {
 				return err
 			}
-		case !mine || cl.open:
+		case cl.open && old == nil: // another's record was there, and has expired
+		case cl.open || !ours:
 			cl.lose()
 			return errFenced
 		}
@@ -412,12 +412,7 @@ func (c *Claims) heartbeat() {
 func (cl *claim) renew() {
 	ctx, cancel := context.WithTimeout(cl.c.done, cl.c.cfg.Lease/3)
 	defer cancel()
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	if cl.rec.State != running {
-		return
-	}
-	if err := cl.write(ctx, cl.rec, cl.c.keep()); err != nil && cl.c.done.Err() == nil {
+	if err := cl.put(ctx, step{verb: beatIt}, cl.c.keep()); err != nil && !errors.Is(err, errFenced) && cl.c.done.Err() == nil {
 		cl.c.cfg.Log.Warn("heartbeat of a claim failed", "route", cl.c.cfg.Route, "key", cl.key, "err", err)
 	}
 }

@@ -9,15 +9,6 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 )
 
-// state is where a job stands, as it is recorded.
-type state uint8
-
-const (
-	running  state = 1 // claimed; the lease runs from the record's last write
-	retrying state = 2 // failed, to be tried again once Wait has passed since the record's last write
-	done     state = 3 // finished; Outcome is what is emitted, now and whenever the job is seen again
-)
-
 // record is what the store holds of a job. Its field numbers are the format: they are never reused, and a field that an old
 // sidecar does not know is one that it can do without.
 type record struct {
@@ -57,7 +48,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if err := cbor.Unmarshal(b[1:], r); err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
-	if r.State < running || r.State > done || (r.State == done) != (r.Outcome != nil) {
+	if r.State < running || r.State > waiting || (r.State == done) != (r.Outcome != nil) {
 		return nil, fmt.Errorf("record is in state %d: not one that this sidecar knows", r.State)
 	}
 	return r, nil

@@ -87,6 +87,14 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Park is the error of a Runner whose job is not over: it waits for something, for so long at most, and holds no slot meanwhile. What
+// it did so far is no attempt. The Runner is called again when the time has passed, or when the job was woken and its message
+// delivered.
+type Park struct{ For time.Duration }
+
+// Error says how long.
+func (p *Park) Error() string { return fmt.Sprintf("the job waits, for %s at most", p.For) }
+
 // KindOf returns the kind of err: KindOK for nil, KindInternal for an error that says nothing.
 func KindOf(err error) Kind {
 	if err == nil {
