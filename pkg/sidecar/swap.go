@@ -39,16 +39,29 @@ func (s *slot) Run(ctx context.Context, j *job.Job) (res *job.Result, err error)
 	return res, err
 }
 
-// within is Run with limits beside the module's own.
-func (s *slot) within(l runtime.Limits) job.Runner {
-	return job.RunnerFunc(func(ctx context.Context, j *job.Job) (res *job.Result, err error) {
-		s.with(ctx, func(m *runtime.Module) error {
-			res, err = m.Within(l).Run(ctx, j)
-			return err
-		})
-		return res, err
-	})
+// Pure implements job.Pure. What a module is granted comes from the configuration, whatever its version.
+func (s *slot) Pure() bool { return s.current.Load().Pure() }
+
+// limited is a slot with limits beside the module's own.
+type limited struct {
+	s *slot
+	l runtime.Limits
 }
+
+// within is the slot with limits beside the module's own.
+func (s *slot) within(l runtime.Limits) job.Runner { return limited{s, l} }
+
+// Run is slot.Run within the limits.
+func (r limited) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
+	r.s.with(ctx, func(m *runtime.Module) error {
+		res, err = m.Within(r.l).Run(ctx, j)
+		return err
+	})
+	return res, err
+}
+
+// Pure implements job.Pure.
+func (r limited) Pure() bool { return r.s.Pure() }
 
 // admitted says which version a job was admitted to, on which it will run.
 type admitted struct {
