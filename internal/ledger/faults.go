@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 // fault is one thing that went wrong.
 type fault struct {
 	at    time.Time
+	what  string
 	kill  bool
 	point crash.Point // of a kill at a named point
 }
@@ -59,20 +61,21 @@ func (r *run) misfortunes() {
 		switch what {
 		case killing:
 			at := x.fall()
-			r.happened(fault{time.Now(), true, at})
+			r.happened(fault{x.now.ended(), fmt.Sprintf("replica %d killed %s", x.n, at), true, at})
 			time.Sleep(time.Duration(r.dice.Int64N(int64(500 * time.Millisecond)))) // how long it stays away is what is random
 			x.start(fate())
 		case restart:
 			s := r.rig.servers[restarts%len(r.rig.servers)]
-			from := time.Now()
+			from, how := time.Now(), "killed"
 			if restarts%3 == 1 {
+				how = "stopped"
 				s.Stop()
 			} else {
 				s.Kill()
 			}
-			r.happened(fault{at: from})
 			time.Sleep(time.Duration(r.dice.Int64N(int64(time.Second))))
 			s.Start()
+			r.happened(fault{at: from, what: fmt.Sprintf("server %d %s, back after %.1f s", restarts%len(r.rig.servers), how, time.Since(from).Seconds())})
 			r.away(from, r.replicas...)
 			restarts++
 		case cutting:
@@ -87,7 +90,7 @@ func (r *run) misfortunes() {
 					p.Silence()
 				}
 			}
-			r.happened(fault{at: from})
+			r.happened(fault{at: from, what: fmt.Sprintf("replica %d cut off for %.1f s", x.n, length.Seconds())})
 			time.Sleep(length)
 			for _, p := range r.rig.proxies[x.n] {
 				p.Restore()

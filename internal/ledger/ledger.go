@@ -46,6 +46,7 @@ type Report struct {
 	Healing   []time.Duration // likewise after each restart and cut
 	Took      time.Duration
 	Examples  []string // of what should not be
+	Course    []string // what went wrong, and how long it took
 }
 
 // Bad says whether a promise was broken.
@@ -119,6 +120,7 @@ func Run(t testing.TB, binary string, cfg Config) *Report {
 func (r *run) recovery(rep *Report) {
 	for _, f := range r.faults {
 		took := r.book.after(f.at)
+		rep.Course = append(rep.Course, fmt.Sprintf("%s %s: %.1f s", f.at.Format("15:04:05.0"), f.what, took.Seconds()))
 		if f.kill {
 			rep.Points[f.point]++
 			rep.Recovery = append(rep.Recovery, took)

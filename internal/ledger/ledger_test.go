@@ -51,7 +51,7 @@ func TestCrashLedger(t *testing.T) {
 					cfg.Restarts, cfg.Cuts, cfg.Kills = 0, 0, min(cfg.Kills, 2)
 				}
 				rep := Run(t, binary, cfg)
-				t.Log(rep)
+				t.Logf("%s\n%s", rep, strings.Join(rep.Course, "\n"))
 				if rep.Bad() {
 					t.Errorf("%s\n%s", rep, strings.Join(rep.Examples, "\n"))
 				}
