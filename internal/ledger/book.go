@@ -55,7 +55,7 @@ func kindOf(n int) string {
 	return "roll"
 }
 
-// submit publishes the jobs over a while, each until the broker has taken it.
+// submit publishes the jobs over a while, each until the broker has taken it. Keys spread them over partitions.
 func (b *book) submit(over time.Duration) {
 	const batch = 20
 	began := time.Now()
@@ -64,7 +64,7 @@ func (b *book) submit(over time.Duration) {
 		for i := n; i < min(n+batch, b.jobs); i++ {
 			id := fmt.Sprintf("%s-%d", kindOf(i), i)
 			ms = append(ms, &transport.Message{
-				Subject: b.subject + "-" + kindOf(i), Body: []byte(id), Header: job.Header{{Name: transport.HeaderJobID, Value: id}},
+				Subject: b.subject + "-" + kindOf(i), Key: []byte(id), Body: []byte(id), Header: job.Header{{Name: transport.HeaderJobID, Value: id}},
 			})
 		}
 		for b.ctx.Err() == nil {

@@ -60,8 +60,14 @@ func (r *run) misfortunes() {
 		x := r.replicas[r.dice.IntN(len(r.replicas))]
 		switch what {
 		case killing:
-			at := x.fall()
-			r.happened(fault{x.now.ended(), fmt.Sprintf("replica %d killed %s", x.n, at), true, at})
+			wanted, at := x.now.point, x.fall()
+			where := "at any moment"
+			if at != "" {
+				where = string(at)
+			} else if wanted != "" {
+				where += fmt.Sprintf(", as it did not come to %s", wanted)
+			}
+			r.happened(fault{x.now.ended(), fmt.Sprintf("replica %d killed %s", x.n, where), true, at})
 			time.Sleep(time.Duration(r.dice.Int64N(int64(500 * time.Millisecond)))) // how long it stays away is what is random
 			x.start(fate())
 		case restart:

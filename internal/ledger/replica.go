@@ -89,7 +89,11 @@ func (x *replica) start(point crash.Point) {
 	l.cmd = exec.Command(x.binary, "--config", file)
 	l.cmd.Stdout, l.cmd.Stderr = x.log, x.log
 	if point != "" {
-		l.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d", crash.Env, point, r.dice.IntN(20)))
+		before := r.dice.IntN(20)
+		if point == crash.DuringDrain {
+			before = r.dice.IntN(2) // each route comes there once
+		}
+		l.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d", crash.Env, point, before))
 	}
 	if err := l.cmd.Start(); err != nil {
 		r.t.Fatalf("ledger: start the sidecar: %v", err)
