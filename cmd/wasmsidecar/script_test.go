@@ -43,7 +43,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, scriptParams(t, "testdata/script"))
 }
 
-// TestDeadLetters runs one script over every broker.
+// TestDeadLetters runs one script over every broker: dead letters are listed, shown and sent on their way again (D-18).
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	for name, head := range map[string]string{
