@@ -94,7 +94,7 @@ func (r *Router) open(ctx context.Context, i int) (transport.Source, error) {
 		case err == nil:
 			return src, nil
 		case ctx.Err() != nil:
-			return nil, nil
+			return nil, nil //nolint:nilerr // being told to end is no failure
 		case transport.Permanent(err):
 			return nil, fmt.Errorf("route %q: %w", route.Window.Route, err)
 		}

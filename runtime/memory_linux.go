@@ -338,11 +338,11 @@ func (p *mapped) test() (err error) {
 	}
 	defer mem.Free()
 	m := mem.(*mapping)
-	b := m.Reallocate(pages * osPage)
+	m.Reallocate(pages * osPage)
 	if err := m.adopt(img); err != nil {
 		return err
 	}
-	b = m.Reallocate(2 * pages * osPage)
+	b := m.Reallocate(2 * pages * osPage)
 	sum := byte(0)
 	for i := 0; i < len(b); i += osPage {
 		sum += b[i] // reading makes nothing dirty

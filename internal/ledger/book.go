@@ -92,7 +92,7 @@ func (b *book) submit(over time.Duration) {
 // watch notes when results come, from the beginning again whenever the connection breaks.
 func (b *book) watch() {
 	for b.ctx.Err() == nil {
-		b.read(b.ctx, 20*time.Second, func(id string, _ *transport.Message) {
+		_ = b.read(b.ctx, 20*time.Second, func(id string, _ *transport.Message) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			e := b.entries[id]

@@ -73,7 +73,7 @@ func (s *Server) Run(ctx context.Context) error {
 		defer cancel()
 		if err := s.srv.Shutdown(sctx); err != nil {
 			s.cfg.Log.Debug("admin server: closing with requests under way", "err", err)
-			s.srv.Close()
+			_ = s.srv.Close()
 		}
 	})
 	err := s.srv.Serve(s.ln)

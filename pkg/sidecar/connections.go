@@ -128,7 +128,7 @@ func (c *connections) close(log *slog.Logger) {
 	defer cancel()
 	note := func(what string, err error) {
 		if err != nil {
-			log.Warn("closing the "+what, "err", err)
+			log.Warn("closing the "+what, "err", err) //nolint:sloglint // one of two messages
 		}
 	}
 	if c.transport != nil {

@@ -308,11 +308,11 @@ func (s *Sidecar) await(ctx, limit context.Context, p part, try func(context.Con
 		switch {
 		case err == nil || ctx.Err() != nil:
 			s.probe.set(p.kind, p.name, nil)
-			return nil
+			return nil //nolint:nilerr // being told to end is no failure
 		case permanent(err):
 			return configError{fmt.Errorf("%s %s: %w", p.kind, p.name, err)}
 		case limit.Err() == nil:
-			s.log.Warn("waiting for the "+p.kind, p.kind, p.name, "at", at, "err", err, "pause", pause)
+			s.log.Warn("waiting for the "+p.kind, p.kind, p.name, "at", at, "err", err, "pause", pause) //nolint:sloglint // one of two messages
 		}
 		s.probe.set(p.kind, p.name, err)
 		t := time.NewTimer(pause)
@@ -321,7 +321,7 @@ func (s *Sidecar) await(ctx, limit context.Context, p part, try func(context.Con
 		case <-limit.Done():
 			t.Stop()
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // being told to end is no failure
 			}
 			return fmt.Errorf("%s %s at %s is %w after %s: %w; check its address and credentials, or raise connect_timeout", p.kind, p.name, at, ErrUnreachable, s.cfg.ConnectTimeout, err)
 		}

@@ -89,5 +89,5 @@ func (l *Log) Emit(e event.Event) {
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("err", job.CleanText(e.Err.Error())))
 	}
-	l.log.LogAttrs(ctx, level, text, attrs...)
+	l.log.LogAttrs(ctx, level, text, attrs...) //nolint:sloglint // one for each kind of event
 }

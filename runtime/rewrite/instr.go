@@ -40,7 +40,7 @@ func (m *module) next(r *reader, in *instr) {
 	}
 	var ok bool
 	if in.shape, ok = shapeOf(in.op); !ok {
-		kind, what := refuseOpcode(in.op)
+		what, kind := refuseOpcode(in.op)
 		r.fail(kind, in.start, what)
 		return
 	}

@@ -237,7 +237,7 @@ func vectorShape(sub opcode) (shape, bool) {
 }
 
 // refuseOpcode says what an opcode that shapeOf does not know belongs to.
-func refuseOpcode(op opcode) (kind error, what string) {
+func refuseOpcode(op opcode) (what string, kind error) {
 	belongs := ""
 	switch {
 	case op == 0x12, op == 0x13:
@@ -251,7 +251,7 @@ func refuseOpcode(op opcode) (kind error, what string) {
 	case op == 0xfe:
 		belongs = "threads"
 	default:
-		return ErrUnsupported, fmt.Sprintf("unknown instruction 0x%02x", uint16(op))
+		return fmt.Sprintf("unknown instruction 0x%02x", uint16(op)), ErrUnsupported
 	}
-	return ErrUnsupported, fmt.Sprintf("instruction 0x%02x belongs to %s", uint16(op), belongs)
+	return fmt.Sprintf("instruction 0x%02x belongs to %s", uint16(op), belongs), ErrUnsupported
 }

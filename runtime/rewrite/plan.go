@@ -283,7 +283,6 @@ func (p *planner) end(r *reader) {
 	switch {
 	case joined && top.op == opElse && !top.targeted:
 		// The second arm alone comes here, so what follows belongs to it.
-		joined = false
 	case joined:
 		if !p.live {
 			p.run = 0

@@ -41,7 +41,6 @@ func body(locals []byte, code ...byte) []byte {
 
 var (
 	void     = []byte{0x60, 0, 0}
-	toI32    = []byte{0x60, 0, 1, 0x7f}
 	i32ToI32 = []byte{0x60, 1, 0x7f, 1, 0x7f}
 	page     = section(5, []byte{0, 1})
 	table8   = section(4, []byte{0x70, 0, 8})

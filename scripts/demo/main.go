@@ -107,7 +107,7 @@ func demo(binary string, n int) error {
 	s, err := send(ctx, cfg, n, ended)
 	if err != nil {
 		cancel()
-		<-ended
+		<-ended //nolint:errcheck // err says why it was ended
 		return err
 	}
 	s.print(n)

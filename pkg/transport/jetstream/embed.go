@@ -242,11 +242,11 @@ func (l *serverLog) last() string {
 	return l.trouble
 }
 
-func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
-func (l *serverLog) Warnf(format string, v ...any)   { l.log.Warn(l.keep(format, v)) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.log.Error(l.keep(format, v)) }
+func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) } //nolint:sloglint // the words are the server's
+func (l *serverLog) Warnf(format string, v ...any)   { l.log.Warn(l.keep(format, v)) }          //nolint:sloglint // the words are the server's
+func (l *serverLog) Errorf(format string, v ...any)  { l.log.Error(l.keep(format, v)) }         //nolint:sloglint // the words are the server's
 func (l *serverLog) Fatalf(format string, v ...any) {
-	l.log.Error(l.keep(format, v))
+	l.log.Error(l.keep(format, v)) //nolint:sloglint // the words are the server's
 	l.mu.Lock()
 	l.fatal = true
 	l.mu.Unlock()

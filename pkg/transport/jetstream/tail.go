@@ -127,18 +127,18 @@ func (t *Transport) tailQueue(ctx context.Context, name, subject string, fromSta
 
 // Next waits for the next message.
 func (tl *queueTail) Next(ctx context.Context) (*transport.Message, error) {
-	for tl.next <= tl.last {
+	if tl.next <= tl.last {
 		m, err := tl.stream.GetMsg(ctx, tl.next, jetstream.WithGetMsgSubject(tl.subject))
-		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence > tl.last {
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence > tl.last:
 			tl.next = tl.last + 1
-			break
-		}
-		if err != nil {
+		case err != nil:
 			return nil, fmt.Errorf("tail %q: %w", tl.subject, err)
+		default:
+			tl.next = m.Sequence + 1
+			out := fromNATS(m.Subject, m.Header, m.Data)
+			return &out, nil
 		}
-		tl.next = m.Sequence + 1
-		out := fromNATS(m.Subject, m.Header, m.Data)
-		return &out, nil
 	}
 	select {
 	case m := <-tl.live:

@@ -205,7 +205,7 @@ func TestBacklogMemory(t *testing.T) {
 	for _, d := range ds {
 		d.Ack()
 	}
-	ds = nil
+	ds = nil //nolint:ineffassign,wastedassign // lets the collector have them
 	runtime.GC()
 	eventually(t, "what was read is settled", func() bool { return src.holding() == 0 })
 	if got := cap(src.scratch); got > 200 {

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -424,8 +424,10 @@ func (s *suite) addRemove(t *testing.T) {
 	}
 	wg.Wait()
 	for body := range done.n {
-		var x int
-		fmt.Sscan(body, &x)
+		x, err := strconv.Atoi(body)
+		if err != nil {
+			t.Errorf("message %q was not sent", body)
+		}
 		sum += x
 	}
 	if want := n * (n - 1) / 2; done.len() != n || sum != want {
