@@ -50,6 +50,7 @@ type line struct {
 	stop    func()
 	log     *syncBuffer
 	admin   string // address of health and metrics
+	runners map[string]job.Runner
 }
 
 type syncBuffer struct {
@@ -103,6 +104,7 @@ func open(t *testing.T, head, route string, runners map[string]job.Runner) *line
 	t.Helper()
 	l := &line{t: t, cfg: parse(t, head, route), log: &syncBuffer{}}
 	forgetKafka(t, l.cfg)
+	l.runners = runners
 	l.stop = l.start(runners)
 	t.Cleanup(func() {
 		l.stop()
@@ -164,6 +166,12 @@ func (l *line) start(runners map[string]job.Runner) func() {
 			l.t.Errorf("the sidecar ended: %v", err)
 		}
 	})
+}
+
+// restart starts the line's sidecar again, after stop.
+func (l *line) restart() {
+	l.t.Helper()
+	l.stop = l.start(l.runners)
 }
 
 func (l *line) tail(subject string) transport.Tail {

@@ -323,21 +323,31 @@ func (p *publisher) close() error {
 // may be mended on the server. See Prepare.
 func (t *Transport) awaitConnection(ctx context.Context) error {
 	for !t.nc.IsConnected() {
-		last := t.nc.LastError()
-		switch {
-		case t.nc.IsClosed():
-			return fmt.Errorf("connection to NATS: %w", transport.ErrClosed)
-		case errors.Is(last, nats.ErrAuthorization), errors.Is(last, nats.ErrAuthExpired), errors.Is(last, nats.ErrAuthRevoked):
-			return fmt.Errorf("connection to NATS: the server refuses the credentials: %w", last)
+		err := t.disconnected()
+		if t.nc.IsClosed() || errors.Is(err, errRefused) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			if last == nil {
-				last = nats.ErrDisconnected
-			}
-			return fmt.Errorf("connection to NATS: %w: %w", last, ctx.Err())
+			return fmt.Errorf("%w: %w", err, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 	return nil
+}
+
+var errRefused = errors.New("the server refuses the credentials")
+
+// disconnected says why there is no connection.
+func (t *Transport) disconnected() error {
+	last := t.nc.LastError()
+	switch {
+	case t.nc.IsClosed():
+		return fmt.Errorf("connection to NATS: %w", transport.ErrClosed)
+	case errors.Is(last, nats.ErrAuthorization), errors.Is(last, nats.ErrAuthExpired), errors.Is(last, nats.ErrAuthRevoked):
+		return fmt.Errorf("connection to NATS: %w: %w", errRefused, last)
+	case last == nil:
+		last = nats.ErrDisconnected
+	}
+	return fmt.Errorf("connection to NATS: %w", last)
 }

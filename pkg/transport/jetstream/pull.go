@@ -156,7 +156,7 @@ func (p *pull) fetch(ctx context.Context, limit int, take func([]arrived)) error
 				lostAt = time.Now()
 			}
 			if wait = disconnectedPatience - time.Since(lostAt); wait <= 0 {
-				return fmt.Errorf("fetch %s: connection to NATS: %w", p.what, nats.ErrDisconnected)
+				return fmt.Errorf("fetch %s: %w", p.what, p.t.disconnected())
 			}
 		case rebind && pause > 0:
 			wait = pause

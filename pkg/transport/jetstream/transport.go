@@ -294,6 +294,9 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 		if known := t.health(); known != nil {
 			return fmt.Errorf("%s: %w", doing, known)
 		}
+		if !t.nc.IsConnected() {
+			return fmt.Errorf("%s: %w: %w", doing, t.disconnected(), err)
+		}
 	}
 	return fmt.Errorf("%s: %w", doing, classify(err))
 }
