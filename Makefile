@@ -42,7 +42,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	scripts/fuzz $(FUZZTIME)
 
 soak: ## the tests that crash and cut, over and over: COUNT=20 times unless said
-	@scripts/test -race -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
+	@scripts/test -race -tags=soak -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
 
 ledger: services ## 100 000 jobs over each broker through kills, restarts and cuts: the table of docs/ledger.md (half an hour); LEDGER= more flags
 	. ./.services/env && $(GO) test -v -run CrashLedger -count=1 -parallel=1 -timeout=4h ./internal/ledger -args -ledger.full -ledger.jobs=100000 \

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -21,13 +23,40 @@ const kafkaCluster = "c2lkZWNhci10ZXN0LWtrYQ"
 // and a folder of jars: those of the shared broker, or in KAFKA_LIBS or KAFKA_HOME/libs.
 func StartKafka(t testing.TB, advertise ...func(addr string) string) *Server {
 	t.Helper()
+	s := newServer(t, "kafka", "")
+	controller := freeAddr(t)
+	kafkaNode(t, s, 1, controller, "1@"+controller, 1, advertise)
+	s.Start()
+	return s
+}
+
+// StartKafkaCluster starts n brokers that replicate to one another. Losing less than half of them stops nothing that is replicated
+// n times. It needs half a gigabyte for each.
+func StartKafkaCluster(t testing.TB, n int) []*Server {
+	t.Helper()
+	nodes, controllers, voters := make([]*Server, n), make([]string, n), make([]string, n)
+	for i := range nodes {
+		nodes[i], controllers[i] = newServer(t, "kafka", ""), freeAddr(t)
+		voters[i] = fmt.Sprintf("%d@%s", i+1, controllers[i])
+	}
+	var starting sync.WaitGroup
+	for i, s := range nodes {
+		kafkaNode(t, s, i+1, controllers[i], strings.Join(voters, ","), n, nil)
+		starting.Go(s.Start) // none answers before most are there
+	}
+	starting.Wait()
+	return nodes
+}
+
+// kafkaNode makes s one of n brokers: it writes its configuration and formats its data.
+func kafkaNode(t testing.TB, s *Server, id int, controller, voters string, n int, advertise []func(addr string) string) {
+	t.Helper()
 	libs := kafkaLibs(t)
 	java, err := exec.LookPath("java")
 	if err != nil {
 		t.Fatalf("services: java is not installed: %v", err)
 	}
-	s := newServer(t, "kafka", java)
-	controller := freeAddr(t)
+	s.binary = java
 	listeners, advertised, protocols := "PLAINTEXT://"+s.Addr, "PLAINTEXT://"+s.Addr, "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"
 	for i, f := range advertise {
 		addr := freeAddr(t)
@@ -37,8 +66,8 @@ func StartKafka(t testing.TB, advertise ...func(addr string) string) *Server {
 	}
 	data, conf := filepath.Join(s.Dir, "data"), filepath.Join(s.Dir, "kafka.properties")
 	text := fmt.Sprintf(`process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@%[1]s
+node.id=%[6]d
+controller.quorum.voters=%[7]s
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 listeners=CONTROLLER://%[1]s,%[2]s
@@ -46,16 +75,17 @@ advertised.listeners=%[3]s
 listener.security.protocol.map=%[4]s
 log.dirs=%[5]s
 log.flush.interval.messages=1
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor=%[8]d
 offsets.topic.num.partitions=1
-transaction.state.log.replication.factor=1
+transaction.state.log.replication.factor=%[8]d
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
-share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.replication.factor=%[8]d
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
-`, controller, listeners, advertised, protocols, data)
+min.insync.replicas=%[9]d
+`, controller, listeners, advertised, protocols, data, id, voters, n, n/2+1)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatalf("services: write the configuration of kafka: %v", err)
 	}
@@ -65,8 +95,6 @@ group.initial.rebalance.delay.ms=0
 	}
 	s.args = []string{"-Xmx512m", quiet, "-cp", path, "kafka.Kafka", conf}
 	s.hello, s.patience = kafkaHello, 2*time.Minute
-	s.Start()
-	return s
 }
 
 // kafkaLibs is a folder with a broker's jars.

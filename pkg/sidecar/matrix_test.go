@@ -95,7 +95,7 @@ func (p *patient) healthy() {
 	p.noMore(p.dead, "dead letter", 50*time.Millisecond)
 }
 
-// D-17: a server that ends, in good order or not, takes no job with it, and the sidecar goes on when it is back.
+// A server that ends, in good order or not, takes no job with it, and the sidecar goes on when it is back.
 func TestServerRestarts(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(*testing.T) (*services.Server, string){
@@ -129,7 +129,9 @@ func TestSilentServer(t *testing.T) {
 	t.Parallel()
 	for name, head := range map[string]func(addr string) string{
 		"redis": func(addr string) string { return fmt.Sprintf("transport: redis\nredis: {addr: %q}\n", addr) },
-		"nats":  func(addr string) string { return fmt.Sprintf("transport: nats\nnats: {url: \"nats://%s\", group: g%d}\n", addr, freePort(t)) },
+		"nats": func(addr string) string {
+			return fmt.Sprintf("transport: nats\nnats: {url: \"nats://%s\", group: g%d}\n", addr, freePort(t))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

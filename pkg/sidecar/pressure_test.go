@@ -116,7 +116,7 @@ func TestBreakerOfTheLine(t *testing.T) {
 	}
 }
 
-// While the store is away no job runs, and /readyz and the metrics say why; with on_store_error: run jobs go on.
+// S-09: while the store is away no job runs, and /readyz and the metrics say why; with on_store_error: run jobs go on.
 func TestStoreAway(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"pause", "run"} {
