@@ -27,6 +27,7 @@ type book struct {
 	mu       sync.Mutex
 	entries  map[string]*entry
 	answered int
+	sent     bool // all are submitted
 }
 
 type entry struct{ sent, answered time.Time }
@@ -87,6 +88,16 @@ func (b *book) submit(over time.Duration) {
 		b.mu.Unlock()
 		pause(b.ctx, time.Until(began.Add(time.Duration(float64(over)*float64(n)/float64(b.jobs)))))
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sent = true
+}
+
+// done says that nothing is left to be worked on.
+func (b *book) done() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sent && b.answered == b.jobs
 }
 
 // watch notes when results come, from the beginning again whenever the connection breaks.

@@ -55,9 +55,6 @@ func (c *counter) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	fmt.Fprint(w, rand.Text())
 }
 
-// slackOfLease is by how much the request of a job may come after its claim: the job may have waited for an instance.
-const slackOfLease = time.Second
-
 // audit tells executions that were made because an earlier owner was gone from those that should not have been.
 func (c *counter) audit(rep *Report, lives map[int]*life, lapses []lapse) {
 	c.mu.Lock()
@@ -79,7 +76,8 @@ func (c *counter) audit(rep *Report, lives map[int]*life, lapses []lapse) {
 
 // leaseLived says whether the lease under which a job ran before lived still when it ran again.
 func leaseLived(before, now execution, lease time.Duration, lives map[int]*life, lapses []lapse) bool {
-	if now.at.Sub(before.at) < lease-slackOfLease {
+	// The lease began with the claim, before the guest ran and could ask.
+	if now.at.Sub(before.at) < lease/2 {
 		return true // whatever became of its owner
 	}
 	owner := lives[before.life]

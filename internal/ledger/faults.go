@@ -18,7 +18,7 @@ type fault struct {
 	point crash.Point // of a kill at a named point
 }
 
-// lapse is a time in which a replica could not renew its leases, long enough for them to run out.
+// lapse is a time in which a replica could not renew its leases, so that some may have run out.
 type lapse struct {
 	replica  int
 	from, to time.Time
@@ -39,16 +39,6 @@ func (r *run) misfortunes() {
 	plan = append(plan, slices.Repeat([]misfortune{restart}, r.cfg.Restarts)...)
 	plan = append(plan, slices.Repeat([]misfortune{cutting}, r.cfg.Cuts)...)
 	r.dice.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
-	// Every other life ends at a point, all points in turn; where there are few kills every life does.
-	points, lives, named := crash.Points(), 0, 0
-	fate := func() crash.Point {
-		lives++
-		if lives%2 == 0 && r.cfg.Kills > 2*len(points) {
-			return ""
-		}
-		named++
-		return points[(named-1)%len(points)]
-	}
 	began, restarts, cuts := time.Now(), 0, 0
 	for i, what := range plan {
 		// At a random moment of its share of the time, in the first half, so that it is over before the next.
@@ -69,7 +59,7 @@ func (r *run) misfortunes() {
 			}
 			r.happened(fault{x.now.ended(), fmt.Sprintf("replica %d killed %s", x.n, where), true, at})
 			time.Sleep(time.Duration(r.dice.Int64N(int64(500 * time.Millisecond)))) // how long it stays away is what is random
-			x.start(fate())
+			x.start(r.fate())
 		case restart:
 			s := r.rig.servers[restarts%len(r.rig.servers)]
 			from, how := time.Now(), "killed"
@@ -107,18 +97,28 @@ func (r *run) misfortunes() {
 	}
 }
 
+// fate is where a life is to end: every other one at a point, all points in turn; where there are few kills every one.
+func (r *run) fate() crash.Point {
+	r.fates++
+	if r.fates%2 == 0 && r.cfg.Kills > 2*len(r.cfg.Points) {
+		return ""
+	}
+	r.named++
+	return r.cfg.Points[(r.named-1)%len(r.cfg.Points)]
+}
+
 func (r *run) happened(f fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = append(r.faults, f)
 }
 
-// away notes that replicas could not reach a server from a moment until now, if that was long.
+// reconnect is how long a client may take to find a server again.
+const reconnect = 2 * time.Second
+
+// away notes that replicas could not reach a server from a moment until now.
 func (r *run) away(from time.Time, xs ...*replica) {
-	now := time.Now()
-	if now.Sub(from) < r.cfg.Lease/2 {
-		return // a third of a lease passes at most between two renewals
-	}
+	now := time.Now().Add(reconnect)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, x := range xs {

@@ -29,21 +29,22 @@ type Config struct {
 	Cuts     int           // of the network between one replica and its servers
 	Lease    time.Duration
 	Seed     uint64
+	Points   []crash.Point // where sidecars are to die; all unless given
 }
 
 // Report is what became of the jobs.
 type Report struct {
 	Config
-	Lost      int // jobs without a result
-	Stuck     int // jobs whose result came only after all replicas were started anew
-	Different int // jobs with two results that differ
-	Repeats   int // results written again
-	Failed    int // results that say so
-	Reruns    int // executions beyond the first of jobs that hold a capability, after their lease had run out
-	Doubled   int // executions of such jobs while the lease of an earlier one lived
-	Points    map[crash.Point]int
-	Recovery  []time.Duration // after each kill: until everything submitted before it had its result
-	Healing   []time.Duration // likewise after each restart and cut
+	Lost      int                 // jobs without a result
+	Stuck     int                 // jobs without a result three minutes after the last fault, whose result came once all replicas were started anew
+	Different int                 // jobs with two results that differ
+	Repeats   int                 // results written again
+	Failed    int                 // results that say so
+	Reruns    int                 // executions beyond the first of jobs that hold a capability, after their lease had run out
+	Doubled   int                 // executions of such jobs while the lease of an earlier one lived
+	Ends      map[crash.Point]int // kills by point; "" for any moment
+	Recovery  []time.Duration     // after each kill: until everything submitted before it had its result
+	Healing   []time.Duration     // likewise after each restart and cut
 	Took      time.Duration
 	Examples  []string // of what should not be
 	Course    []string // what went wrong, and how long it took
@@ -65,6 +66,8 @@ type run struct {
 	counter  *counter
 	replicas []*replica
 
+	fates, named int // lives so far, and those of them that are to end at a point
+
 	mu      sync.Mutex
 	faults  []fault
 	lapses  []lapse
@@ -78,13 +81,16 @@ func Run(t testing.TB, binary string, cfg Config) *Report {
 	if cfg.Broker == embedded {
 		cfg.Replicas, cfg.Restarts, cfg.Cuts = 1, 0, 0
 	}
+	if cfg.Points == nil {
+		cfg.Points = crash.Points()
+	}
 	r := &run{t: t, cfg: cfg, dice: rand.New(rand.NewPCG(cfg.Seed, 0)), lives: map[int]*life{}}
 	r.counter = newCounter(t)
 	r.rig = newRig(t, cfg)
 	r.replicas = newReplicas(r, binary)
 	began := time.Now()
 	for _, x := range r.replicas {
-		x.start(crash.Point(""))
+		x.start(r.fate())
 	}
 	r.book = newBook(t, r.rig.client, r.rig.name, cfg.Jobs)
 	var wg sync.WaitGroup
@@ -92,8 +98,8 @@ func Run(t testing.TB, binary string, cfg Config) *Report {
 	r.misfortunes()
 	wg.Wait()
 
-	rep := &Report{Config: cfg, Points: map[crash.Point]int{}}
-	if !r.book.await(2*cfg.Lease + 30*time.Second) {
+	rep := &Report{Config: cfg, Ends: map[crash.Point]int{}}
+	if !r.book.await(patience) {
 		rep.Stuck = r.book.open()
 		rep.Examples = append(rep.Examples, r.book.examples("stuck")...)
 		for _, x := range r.replicas {
@@ -122,7 +128,7 @@ func (r *run) recovery(rep *Report) {
 		took := r.book.after(f.at)
 		rep.Course = append(rep.Course, fmt.Sprintf("%s %s: %.1f s", f.at.Format("15:04:05.0"), f.what, took.Seconds()))
 		if f.kill {
-			rep.Points[f.point]++
+			rep.Ends[f.point]++
 			rep.Recovery = append(rep.Recovery, took)
 		} else {
 			rep.Healing = append(rep.Healing, took)
@@ -131,7 +137,7 @@ func (r *run) recovery(rep *Report) {
 }
 
 // named counts kills at named points.
-func (r *Report) named() int { return len(r.Recovery) - r.Points[""] }
+func (r *Report) named() int { return len(r.Recovery) - r.Ends[""] }
 
 // String is one line for people.
 func (r *Report) String() string {

@@ -131,6 +131,9 @@ func (x *replica) kill() {
 	<-x.now.done
 }
 
+// fallPatience is how long a replica may take to come to its point; it may have to wait for partitions.
+const fallPatience = 10 * time.Second
+
 // fall lets the replica die where its life is to end, and says where that was: "" where it had to be killed, because it never came
 // there.
 func (x *replica) fall() crash.Point {
@@ -144,14 +147,20 @@ func (x *replica) fall() crash.Point {
 		time.Sleep(20 * time.Millisecond) // for the first signal to be taken
 		_ = l.cmd.Process.Signal(syscall.SIGTERM)
 	}
-	select {
-	case <-l.done:
-		if l.cmd.ProcessState.ExitCode() == 0 {
-			return "" // it drained without coming there
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(fallPatience); ; {
+		select {
+		case <-l.done:
+			if l.cmd.ProcessState.ExitCode() == 0 {
+				return "" // it drained without coming there
+			}
+			return l.point
+		case <-tick.C:
 		}
-		return l.point
-	case <-time.After(10 * time.Second): // it may have to wait for partitions
-		x.kill()
-		return ""
+		if time.Now().After(end) || x.r.book.done() {
+			x.kill()
+			return ""
+		}
 	}
 }

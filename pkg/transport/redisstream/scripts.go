@@ -72,7 +72,7 @@ if after <= 0 then
 else
   local now = redis.call('TIME')
   redis.call('HSET', KEYS[3], id, cmsgpack.pack(fields))
-  redis.call('ZADD', KEYS[2], string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) + after), id)
+  redis.call('ZADD', KEYS[2], string.format('%.0f', now[1] * 1000 + math.ceil(now[2] / 1000) + after), id)
 end
 redis.call('XACK', KEYS[1], ARGV[1], id)
 redis.call('XDEL', KEYS[1], id)
