@@ -266,6 +266,9 @@ func TestDeleted(t *testing.T) {
 						return strings.Contains(p.get("/metrics"), `wasmsidecar_remade_total{transport="`+b.name+`"}`) &&
 							!p.metric(`wasmsidecar_remade_total{transport="`+b.name+`"} 0`)
 					})
+					if b.name == "kafka" {
+						clear(p.missing) // Kafka deletes in the background, and may have taken these into the old topic
+					}
 					p.send(20)
 					p.healthy()
 				}
