@@ -184,14 +184,20 @@ func (r *report) template(c *Config, rt *Route, path string) {
 	}
 }
 
-// order refuses order by key where several sidecars may hold jobs of one key.
+// order refuses order by key where several sidecars may hold jobs of one key and no lease tells whose turn it is.
 func (r *report) order(c *Config, rt *Route, path string) {
 	if rt.Order != "key" || c.Replicas == 1 {
 		return
 	}
-	if c.Transport == NATS || c.Transport == Redis || c.Transport == Embedded && c.Embedded.Listen != "" {
-		r.failf(path, "several sidecars may take jobs of one key from %s; say replicas: 1, or use kafka", c.Transport)
+	if c.Transport == Embedded && c.Embedded.Listen != "" {
+		r.failf(path, "several sidecars may take jobs of one key from %s; say replicas: 1, or use nats, redis or kafka", c.Transport)
 	}
+}
+
+// OrderedByLease says that a lease in the store decides which sidecar runs the route: its order is kept by one at a time, on a
+// broker that does not see to that itself.
+func (c *Config) OrderedByLease(r *Route) bool {
+	return r.Order == "key" && c.Replicas != 1 && (c.Transport == NATS || c.Transport == Redis)
 }
 
 // topicTwins refuses topics that differ in dots and underscores alone, of which Kafka takes the first only.

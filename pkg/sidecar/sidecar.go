@@ -387,9 +387,14 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		}
 		src := transport.SourceConfig{
 			Route: r.Name, Subject: r.From, Limit: router.MaxOut(r.Concurrency), Lease: r.Lease, DrainBudget: min(5*time.Second, s.cfg.Drain.Timeout),
+			Sole: r.Order == "key",
+		}
+		open := func(ctx context.Context) (transport.Source, error) { return p.transport.Source(ctx, src) }
+		if s.cfg.OrderedByLease(r) {
+			open = inTurn(open, p.store, turnConfig{Route: r.Name, Key: store.Key(r.From, "order", scope(s.cfg), r.Name), Lease: r.Lease, Log: s.log})
 		}
 		routes = append(routes, router.Route{
-			Open: func(ctx context.Context) (transport.Source, error) { return p.transport.Source(ctx, src) },
+			Open: open,
 			Window: router.WindowConfig{
 				Route: r.Name, Limit: r.Concurrency, MaxOut: src.Limit, ByKey: r.Order == "key",
 				DrainTimeout: s.cfg.Drain.Timeout, Decode: dec.Decode, Handle: h, Hold: cfg.Breakers.Hold(r.Module), Log: s.log,
@@ -426,7 +431,7 @@ func subjects(cfg *config.Config) transport.Subjects {
 
 func needsStore(cfg *config.Config) bool {
 	for _, r := range cfg.Routes {
-		if !r.Dedup.Off {
+		if !r.Dedup.Off || cfg.OrderedByLease(r) {
 			return true
 		}
 	}

@@ -115,6 +115,10 @@ type SourceConfig struct {
 	Limit   int    // most deliveries out at once, left ones included; > 0
 	// Lease is how long the broker waits for a silent owner before it gives its messages to another; 0 for the default of 30 s.
 	Lease time.Duration
+	// Sole says that the source is to be the only one of its group, as the owner of a route's order is. What others, earlier ones
+	// above all, have out is handed out before anything else, in order, whether or not they still work on it; where the broker
+	// keeps that back, for as long as their leases live. A broker that gives a key one owner need not heed it.
+	Sole bool
 	// DrainBudget bounds how long a revoked partition waits for what is running on it; 0 for the default of 5 s.
 	DrainBudget time.Duration
 }

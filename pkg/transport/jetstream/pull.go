@@ -28,7 +28,9 @@ type target struct {
 	stream, consumer string
 	created          int64     // when the stream was made
 	born             time.Time // when the consumer was made
-	last             uint64    // the stream's last sequence at that moment
+	last             uint64    // up to which sequence messages may have been handed out before
+	out              int       // messages that are handed out and not settled
+	ackWait          time.Duration
 }
 
 // arrived is a message as the server handed it out.

@@ -26,6 +26,7 @@ type source struct {
 	err     error
 
 	mu    sync.Mutex
+	after time.Time // a sole source waits until then for what others have out, which is handed out first
 	born  time.Time // of the consumer that the deliveries come from
 	out   map[place]*delivery
 	final string // the reply subject of some delivery, to ask the consumer by
@@ -100,6 +101,13 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 			}
 			c, err := s.t.js.Consumer(ctx, name, durable)
 			known := err == nil
+			if known && s.takesOver(c.CachedInfo()) && info.Config.Retention == jetstream.WorkQueuePolicy {
+				// A new consumer begins with what is left, in order; the old one would keep back what others have out.
+				if err := s.t.js.DeleteConsumer(ctx, name, durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+					return err
+				}
+				known, err = false, jetstream.ErrConsumerNotFound
+			}
 			switch {
 			case known:
 				cfg.Metadata = c.CachedInfo().Config.Metadata
@@ -119,6 +127,7 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 			}
 			if createdMS(info.Created) == created {
 				to = &target{stream: name, consumer: durable, created: created, born: c.CachedInfo().Created, last: info.State.LastSeq}
+				to.out, to.ackWait = c.CachedInfo().NumAckPending, c.CachedInfo().Config.AckWait
 				if known {
 					to.last = handedOut(c.CachedInfo(), to.last)
 				}
@@ -135,6 +144,11 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cfg.Sole && s.born.IsZero() && to.out > 0 { // and the stream is no work queue
+		wait := to.ackWait + leaseMargin(to.ackWait)
+		s.after = time.Now().Add(wait)
+		s.t.log.Info("waiting for the leases of those who had the route's order before", "route", s.cfg.Route, "messages", to.out, "for", wait)
+	}
 	if !s.born.IsZero() && !s.born.Equal(to.born) {
 		// Another consumer knows nothing of what the old one handed out, and hands it out again.
 		s.t.remade.Add(1)
@@ -146,6 +160,13 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 	}
 	s.born = to.born
 	return to, nil
+}
+
+// takesOver says whether a sole source finds that others have messages out, which it wants first.
+func (s *source) takesOver(c *jetstream.ConsumerInfo) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cfg.Sole && s.born.IsZero() && c.NumAckPending > 0
 }
 
 // handedOut is the sequence up to which messages of a stream that ends at last may have been handed out, by a consumer that was there
@@ -165,6 +186,19 @@ func durableName(group, route string, created int64) string {
 
 // Fetch waits for messages and returns at most limit of them.
 func (s *source) Fetch(ctx context.Context, limit int) ([]transport.Delivery, error) {
+	s.mu.Lock()
+	wait := time.Until(s.after)
+	s.mu.Unlock()
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-s.pull.done: // fetch says why
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	var ds []transport.Delivery
 	err := s.pull.fetch(ctx, limit, func(as []arrived) { ds = s.hand(as) })
 	return ds, err

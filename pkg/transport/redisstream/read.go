@@ -7,7 +7,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// read fetches up to limit entries: first those whose reply was cut off, then those that nobody works on, then new ones.
+// read fetches up to limit entries: first those whose reply was cut off, then those that nobody works on, then new ones. A sole source
+// begins with all that others have.
 func (s *source) read(ctx context.Context, limit int) batch {
 	if s.regroup.Swap(false) {
 		if err := s.makeGroup(ctx); err != nil {
@@ -40,6 +41,11 @@ func (s *source) read(ctx context.Context, limit int) batch {
 func (s *source) readSome(ctx context.Context, limit int) ([]*delivery, error) {
 	if s.history != "" {
 		if ds, err := s.readHistory(ctx, limit); len(ds) > 0 || err != nil {
+			return ds, err
+		}
+	}
+	for s.inherit != "" {
+		if ds, err := s.takeOver(ctx, limit); len(ds) > 0 || err != nil {
 			return ds, err
 		}
 	}
@@ -172,27 +178,58 @@ func (s *source) claim(ctx context.Context, limit int) ([]*delivery, error) {
 	if err != nil && !isNil(err) {
 		return nil, err
 	}
-	args := []any{"xclaim", s.stream, s.group, s.consumer, s.lease.Milliseconds()}
-	n := 0
+	ids := make([]any, 0, limit)
 	s.mu.Lock()
 	for _, p := range list {
-		if n < limit && s.abandoned(p.ID) {
-			args = append(args, p.ID)
-			n++
+		if len(ids) < limit && s.abandoned(p.ID) {
+			ids = append(ids, p.ID)
 		}
 	}
 	s.mu.Unlock()
+	return s.own(ctx, ids, s.lease)
+}
+
+// takeOver claims what others have, oldest first, however lately they had it.
+func (s *source) takeOver(ctx context.Context, limit int) ([]*delivery, error) {
+	list, err := s.t.client.XPendingExt(ctx, &redis.XPendingExtArgs{
+		Stream: s.stream, Group: s.group, Start: s.inherit, End: "+", Count: int64(s.count(limit)),
+	}).Result()
+	if err != nil && !isNil(err) {
+		return nil, err
+	}
+	if len(list) == 0 {
+		s.inherit = ""
+		return nil, nil
+	}
+	ids := make([]any, 0, len(list))
+	s.mu.Lock()
+	for _, p := range list {
+		if s.held[p.ID] == nil {
+			ids = append(ids, p.ID)
+		}
+	}
+	s.mu.Unlock()
+	ds, err := s.own(ctx, ids, 0)
+	if err == nil {
+		s.inherit = "(" + list[len(list)-1].ID
+	}
+	return ds, err
+}
+
+// own makes entries ours that have been idle for so long.
+func (s *source) own(ctx context.Context, ids []any, idle time.Duration) ([]*delivery, error) {
+	n := len(ids)
 	if n == 0 {
 		return nil, nil
 	}
 	sent := s.now()
-	es, err := s.raw(ctx, claimReply, args...)
+	es, err := s.raw(ctx, claimReply, append([]any{"xclaim", s.stream, s.group, s.consumer, idle.Milliseconds()}, ids...)...)
 	if err != nil {
 		return nil, err
 	}
 	for i := range es {
 		if es[i].gone && es[i].id == "" && len(es) == n { // Redis 6.2 answers null in the place of an entry that was deleted
-			es[i].id, _ = args[len(args)-n+i].(string)
+			es[i].id, _ = ids[i].(string)
 		}
 	}
 	return s.take(es, sent, true), nil

@@ -79,6 +79,7 @@ type source struct {
 	scratch  []entry
 	nextScan time.Time
 	history  string // where to go on looking for entries whose reply was cut off; "" when none can be
+	inherit  string // where to go on taking over what others have; "" when that is over
 	suspect  string // entries up to this id may have been given out before the group was made
 	average  int    // running average of entry sizes, in bytes
 	asked    int    // entries that the last read asked for
@@ -127,6 +128,9 @@ func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (tra
 	}
 	if s.lease == 0 {
 		s.lease = t.cfg.Lease
+	}
+	if cfg.Sole {
+		s.inherit = "-"
 	}
 	t.addJobs(s.stream)
 	if err := s.makeGroup(ctx); err != nil {

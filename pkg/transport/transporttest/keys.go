@@ -2,6 +2,8 @@ package transporttest
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -76,5 +78,36 @@ func (s *suite) keyHasOneOwner(t *testing.T) {
 	wg.Wait()
 	if got := done.len(); got != keys*each {
 		t.Errorf("%d of %d messages were settled", got, keys*each)
+	}
+}
+
+// A sole source gets what another has out before anything new, and all of it in order. Where a key has one owner, nobody needs that.
+func (s *suite) soleTakesOver(t *testing.T) {
+	tr, subject := s.jobs(t)
+	if tr.Features().KeyedOwner {
+		return
+	}
+	const messages = 60
+	publish(t, tr, numbered(subject, messages)...)
+	cfg := s.config(subject)
+	cfg.Sole = true
+	// One that goes on, one that hands everything back last first, and one that closes with everything out.
+	fetch(t, s.source(t, s.open(t), subject), 20)
+	back := s.sourceWith(t, s.open(t), cfg)
+	ds := fetch(t, back, 30)
+	for _, d := range slices.Backward(ds) {
+		d.Release()
+	}
+	closeAll(t, back)
+	closed := s.sourceWith(t, s.open(t), cfg)
+	fetch(t, closed, 40)
+	closeAll(t, closed)
+	var got, want []string
+	for i, d := range fetch(t, s.sourceWith(t, s.open(t), cfg), messages) {
+		got, want = append(got, string(d.Message().Body)), append(want, strconv.Itoa(i))
+		d.Ack()
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
 	}
 }

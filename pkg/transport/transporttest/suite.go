@@ -35,6 +35,7 @@ func Run(t *testing.T, h Harness) {
 		{"NothingLost", s.nothingLost, true},
 		{"SourceAddedAndRemoved", s.addRemove, true},
 		{"KeyHasOneOwner", s.keyHasOneOwner, true},
+		{"SoleTakesOver", s.soleTakesOver, true},
 		{"RetryWhenDue", s.retryWhenDue, true},
 		{"RetryOfForeignNatsHeaders", s.retryForeignHeaders, true},
 		{"RetryOfPublishedMsgID", s.retryMsgID, true},
