@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -485,4 +486,75 @@ func TestDuplicateIDs(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Jobs of one key run one after another in the order in which they came, also across retries and when the sidecar that runs them
+// makes way for another.
+func TestOrderByKeyAcrossSidecars(t *testing.T) {
+	t.Parallel()
+	const keys, each = 5, 40
+	for _, b := range brokers[1:] {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			var mu sync.Mutex
+			running, next, failed := map[string]int{}, map[string]int{}, map[string]bool{}
+			ran, all := 0, make(chan struct{})
+			some := make(chan struct{})
+			run := func(_ context.Context, j *job.Job) (*job.Result, error) {
+				n, err := strconv.Atoi(string(j.Body))
+				if err != nil {
+					return nil, err
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if running[j.Key]++; running[j.Key] > 1 {
+					t.Errorf("two jobs of key %s at once", j.Key)
+				}
+				mu.Unlock()
+				time.Sleep(time.Millisecond) // as long as a job takes
+				mu.Lock()
+				running[j.Key]--
+				if id := j.Key + "/" + string(j.Body); n%7 == 3 && !failed[id] {
+					failed[id] = true
+					return nil, job.Errorf(job.KindTrap, "the first time")
+				}
+				if n != next[j.Key] {
+					t.Errorf("key %s: job %d ran, want %d", j.Key, n, next[j.Key])
+				}
+				next[j.Key] = n + 1
+				switch ran++; ran {
+				case keys * each / 4:
+					close(some)
+				case keys * each:
+					close(all)
+				}
+				return &job.Result{Body: j.Body}, nil
+			}
+			runners := map[string]job.Runner{"m": job.RunnerFunc(run)}
+			l := open(t, b.yaml(t), ", order: key, concurrency: 16, retry: {max_attempts: 3, backoff: 20ms}", runners)
+			stopOther := l.start(runners)
+			defer stopOther()
+			for n := range each {
+				for k := range keys {
+					m := &transport.Message{Subject: l.cfg.Routes[0].From, Key: fmt.Append(nil, "key", k), Body: fmt.Append(nil, n)}
+					m.Header = job.Header{{Name: transport.HeaderKey, Value: string(m.Key)}}
+					if err := l.client.Publisher().Publish(t.Context(), m); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			await := func(what string, c <-chan struct{}) {
+				select {
+				case <-c:
+				case <-time.After(patience):
+					mu.Lock()
+					defer mu.Unlock()
+					t.Fatalf("%s: %d jobs have run", what, ran)
+				}
+			}
+			await("some jobs", some)
+			l.stop()
+			await("all jobs", all)
+		})
+	}
 }
