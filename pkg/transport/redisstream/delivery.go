@@ -72,8 +72,12 @@ func (d *delivery) Retry(ctx context.Context, after time.Duration, moved *transp
 	if n := int64(moved.Size()); n > s.t.maxBytes.Load() {
 		return fmt.Errorf("move message of stream %q: %w: %d bytes", s.stream, transport.ErrTooLarge, n)
 	}
-	// Rounded up, as in the script: never early.
-	args := encode([]any{s.group, s.consumer, d.id, (after + time.Millisecond - 1).Milliseconds()}, moved)
+	// Rounded up, as in the script: never early. The longest of all waits must not overflow.
+	millis := after.Milliseconds()
+	if after%time.Millisecond > 0 {
+		millis++
+	}
+	args := encode([]any{s.group, s.consumer, d.id, millis}, moved)
 	if len(args) > maxFields {
 		return fmt.Errorf("move message of stream %q: %w: %d fields, of which a script takes %d",
 			s.stream, transport.ErrTooLarge, (len(args)-4)/2, maxFields/2)
