@@ -140,6 +140,15 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	return c.read()
 }
 
+// openingCache is held while a cache is opened: wazero 1.12 finds out its own version then and keeps it in a variable without a lock.
+var openingCache sync.Mutex
+
+func openCache(dir string) (wazero.CompilationCache, error) {
+	openingCache.Lock()
+	defer openingCache.Unlock()
+	return wazero.NewCompilationCacheWithDir(dir)
+}
+
 // compileCached compiles wasm for c, or takes what an earlier compilation left on disk. A cache that does not work costs a
 // log line and a compilation.
 func (e *Engine) compileCached(ctx context.Context, c *code, wasm []byte, name string) (warm bool, err error) {
@@ -154,7 +163,7 @@ func (e *Engine) compileCached(ctx context.Context, c *code, wasm []byte, name s
 		return false, c.compile(ctx, wasm, nil)
 	}
 	warm = c.entry.holds()
-	cache, err := wazero.NewCompilationCacheWithDir(c.entry.dir)
+	cache, err := openCache(c.entry.dir)
 	if err == nil {
 		err = c.compile(ctx, wasm, cache)
 	}
