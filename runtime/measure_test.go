@@ -49,8 +49,9 @@ func TestMeasure(t *testing.T) {
 		if m.Fuel == 0 || m.FuelVaries || m.Cold <= 0 || m.Warm <= 0 || len(said) < 9 {
 			t.Errorf("%s: %+v, %d times", tt.guest, m, len(said))
 		}
-		// On every system but those that do not tell.
-		if tt.cannot == "" && m.DirtyPages >= 0 && (m.DirtyPages < 1 || m.DirtyPages > 8 || m.Instance < int64(m.DirtyPages)<<12 || m.Instance > 1<<20) {
+		// On every system but those that do not tell. What an instance takes is measured by the process's memory, and other tests
+		// take some at the same time.
+		if tt.cannot == "" && m.DirtyPages >= 0 && (m.DirtyPages < 1 || m.DirtyPages > 8 || m.Instance < int64(m.DirtyPages)<<12) {
 			t.Errorf("%s: %+v", tt.guest, m)
 		}
 	}
