@@ -51,30 +51,44 @@ type waiter struct {
 	granted chan struct{}
 }
 
-// reserve takes n bytes for a job, which has an instance of own to use if one is idle, and waits for them. The error is why ctx
-// ended. release gives them back.
-func (b *budget) reserve(ctx context.Context, n int64, own *pool) error {
+// reserve takes n bytes for a job, which has an instance of own to use if one is idle, and waits for them until a time. The error
+// is why ctx ended, or that the time has come. release gives them back.
+func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if !time.Now().Before(until) {
+		return context.DeadlineExceeded
+	}
 	b.mu.Lock()
-	if b.limit > 0 && (len(b.queue) > 0 || b.running+n > b.limit) {
+	if b.full(n) {
 		w := &waiter{n, make(chan struct{})}
 		b.queue = append(b.queue, w)
 		b.waits++
 		b.mu.Unlock()
+		wait, cancel := context.WithDeadline(ctx, until)
+		defer cancel()
 		select {
 		case <-w.granted:
-		case <-ctx.Done():
+		case <-wait.Done():
 			b.leave(w)
-			return ctx.Err()
+			return wait.Err()
 		}
-	} else {
-		b.running += n
-		b.mu.Unlock()
+		b.makeRoom(own)
+		return nil
 	}
-	b.makeRoom(own)
+	b.running += n
+	crowded := b.limit > 0 && b.running+b.idle.Load() > b.limit
+	b.mu.Unlock()
+	if crowded {
+		b.makeRoom(own)
+	}
 	return nil
+}
+
+// full says whether a job that wants n bytes must wait. The caller holds mu.
+func (b *budget) full(n int64) bool {
+	return b.limit > 0 && (len(b.queue) > 0 || b.running+n > b.limit)
 }
 
 func (b *budget) release(n int64) {
@@ -159,8 +173,19 @@ func (b *budget) part(p *pool) {
 	delete(b.pools, p)
 }
 
-// admission says that a job of a module has the memory that it may take. The module is not closed before it has run.
-type admission struct{ m *Module }
+// admission says that a job of a module has the memory that it may take, n bytes. The module is not closed before it has run.
+type admission struct {
+	m *Module // nil: it was admitted elsewhere
+	n int64
+}
+
+// release gives the memory back.
+func (a admission) release() {
+	if a.m != nil {
+		a.m.engine.budget.release(a.n)
+		a.m.runs.Done()
+	}
+}
 
 type admissionKey struct{}
 
@@ -168,36 +193,39 @@ type admissionKey struct{}
 // context is for Run, after which release must be called once; the module stays open for it until then. Where it returns an error the job has not begun: KindExpired when
 // the job's time to begin has passed, else KindUnavailable, because ctx ended or too much time went by.
 func (m *Module) Admit(ctx context.Context, j *job.Job) (running context.Context, release func(), err error) {
-	return m.admit(ctx, j, m.own)
+	return m.admitFor(ctx, j, m.own)
 }
 
-func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (context.Context, func(), error) {
-	if a, ok := ctx.Value(admissionKey{}).(admission); ok && a.m == m {
-		return ctx, func() {}, nil
-	}
-	if err := m.enter(); err != nil {
+func (m *Module) admitFor(ctx context.Context, j *job.Job, t terms) (context.Context, func(), error) {
+	a, err := m.admit(ctx, j, t)
+	if err != nil {
 		return nil, nil, err
 	}
+	return context.WithValue(ctx, admissionKey{}, admission{m: m}), a.release, nil
+}
+
+// admit is Admit for a job with terms; it does nothing for one that is admitted already.
+func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (admission, error) {
+	if a, ok := ctx.Value(admissionKey{}).(admission); ok && a.m == m {
+		return admission{}, nil
+	}
+	if err := m.enter(); err != nil {
+		return admission{}, err
+	}
 	p, _ := m.instances.(*pool)
-	n := m.need(t, p)
-	wait, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if j != nil && !j.ExpiresAt.IsZero() {
-		wait, cancel = context.WithDeadline(wait, j.ExpiresAt)
-		defer cancel()
+	a := admission{m, m.need(t, p)}
+	until, expires := time.Now().Add(patience), j != nil && !j.ExpiresAt.IsZero()
+	if expires && j.ExpiresAt.Before(until) {
+		until = j.ExpiresAt
 	}
-	b := m.engine.budget
-	if err := b.reserve(wait, n, p); err != nil {
+	if err := m.engine.budget.reserve(ctx, a.n, p, until); err != nil {
 		m.runs.Done()
-		if ctx.Err() == nil && j != nil && !j.ExpiresAt.IsZero() && !time.Now().Before(j.ExpiresAt) {
-			return nil, nil, m.failed(job.Errorf(job.KindExpired, "the job expired while it waited for memory (memory_budget)"))
+		if ctx.Err() == nil && expires && !time.Now().Before(j.ExpiresAt) {
+			return admission{}, m.failed(job.Errorf(job.KindExpired, "the job expired while it waited for memory (memory_budget)"))
 		}
-		return nil, nil, m.failed(job.Errorf(job.KindUnavailable, "wait for memory (memory_budget): %w", err))
+		return admission{}, m.failed(job.Errorf(job.KindUnavailable, "wait for memory (memory_budget): %w", err))
 	}
-	return context.WithValue(ctx, admissionKey{}, admission{m}), func() {
-		b.release(n)
-		m.runs.Done()
-	}, nil
+	return a, nil
 }
 
 // need is how much memory a job may take: what it is allowed, or less where the module wants less. A guest that is about to be

@@ -41,8 +41,11 @@ func (p *pool) prepare(in *instance, r *run) {
 		in.frozen.run = r
 		return
 	}
+	if !p.freeze {
+		return
+	}
 	p.mu.Lock()
-	in.freezes = p.freeze && p.thawed == nil && !p.refused
+	in.freezes = p.thawed == nil && !p.refused
 	p.mu.Unlock()
 	if in.freezes {
 		r.process.BeforeRead = func(ctx context.Context, read wasi.Read) {

@@ -16,16 +16,22 @@ import (
 
 // run is what one job brings to its instance.
 type run struct {
+	bounded // what stops the guest
 	call    *host.Call
-	process *wasi.Process
+	process wasi.Process
 	vars    []string // what the process's environment is without the job's own
-	meter   *meter
 	limits  Limits
 }
 
 // context returns a context that carries the run to host functions.
-func (r *run) context(ctx context.Context) context.Context {
-	return host.WithCall(wasi.WithProcess(withMeter(ctx, r.meter), r.process), r.call)
+func (r *run) context() context.Context {
+	return host.WithCall(wasi.WithProcess(&r.bounded, &r.process), r.call)
+}
+
+// close ends the run.
+func (r *run) close() {
+	r.process.Close()
+	r.end()
 }
 
 // instance is a guest that is ready for one job. It belongs to one goroutine.
@@ -158,12 +164,12 @@ type fresh struct {
 }
 
 func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
-	in, err := f.code.instantiate(ctx, r.meter, portable{})
+	in, err := f.code.instantiate(ctx, &r.meter, portable{})
 	if err != nil {
 		return nil, err
 	}
 	r.call.Lender = in
-	if err := f.code.begin(ctx, in, f.driver, r.meter); err != nil {
+	if err := f.code.begin(ctx, in, f.driver, &r.meter); err != nil {
 		in.close()
 		return nil, err
 	}

@@ -311,19 +311,17 @@ const osPageSize = 4 << 10
 // dissect runs the job on an instance whose memory holds nothing of its own before, and returns the instance and how many pages
 // the job has written; -1 where that is not known.
 func (m *Module) dissect(ctx context.Context, j *job.Job) (in *instance, pages int, err error) {
-	ctx, release, err := m.admit(ctx, j, m.own)
+	admitted, err := m.admit(ctx, j, m.own)
 	if err != nil {
 		return nil, -1, err
 	}
-	defer release()
+	defer admitted.release()
 	call := host.NewCall(m.own.grants, j)
 	defer call.End()
-	e := ended{code: m.code, parent: ctx, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
-	var cancel context.CancelFunc
-	e.ctx, cancel = context.WithTimeout(ctx, e.limit)
-	defer cancel()
-	r := m.newRun(&e, m.own.limits)
-	ctx = r.context(e.ctx)
+	r := m.newRun(ctx, call, m.own.limits, time.Now().Add(m.own.limits.Time))
+	defer r.close()
+	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
+	ctx = r.context()
 	if in, err = m.instances.get(ctx, r); err != nil {
 		return nil, -1, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	goruntime "runtime"
-	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
@@ -26,13 +25,12 @@ const unlimited = math.MaxInt64 / 4
 type meter struct {
 	budget  int64
 	depth   int64
-	until   time.Time // the deadline; zero: none
 	in      *instance
 	reserve int64 // of the budget, what is not granted yet
 }
 
-func newMeter(l Limits, until time.Time) *meter {
-	m := &meter{budget: unlimited, depth: int64(l.Depth), until: until}
+func newMeter(l Limits) meter {
+	m := meter{budget: unlimited, depth: int64(l.Depth)}
 	if l.Fuel > 0 {
 		m.budget = min(l.Fuel, unlimited)
 	}
@@ -76,7 +74,7 @@ func (m *meter) refuel(ctx context.Context) {
 	switch err := ctx.Err(); {
 	case errors.Is(err, context.Canceled):
 		panic(&host.Stop{Err: ErrCanceled})
-	case err != nil || !m.until.IsZero() && !time.Now().Before(m.until):
+	case err != nil:
 		panic(&host.Stop{Err: ErrDeadline})
 	}
 	left := int64(m.in.fuel.Get()) // below zero
@@ -89,12 +87,8 @@ func (m *meter) refuel(ctx context.Context) {
 	goruntime.Gosched()
 }
 
+// meterKey is what the guest's context has its *meter under.
 type meterKey struct{}
-
-// withMeter returns a context that carries m to the guest's calls of refuel.
-func withMeter(ctx context.Context, m *meter) context.Context {
-	return context.WithValue(ctx, meterKey{}, m)
-}
 
 // instantiateMeter adds the host module that metered code imports.
 func instantiateMeter(ctx context.Context, rt wazero.Runtime, m *rewrite.Module) error {

@@ -62,7 +62,7 @@ func (b *Bounded) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 
 // Admit is Module.Admit.
 func (b *Bounded) Admit(ctx context.Context, j *job.Job) (context.Context, func(), error) {
-	return b.m.admit(ctx, j, b.t)
+	return b.m.admitFor(ctx, j, b.t)
 }
 
 // Name is the module's name in the configuration.
@@ -102,11 +102,11 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 			res, err = nil, m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()
-	ctx, release, err := m.admit(ctx, j, t)
+	admitted, err := m.admit(ctx, j, t)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer admitted.release()
 
 	start := time.Now()
 	limit := t.limits.Time
@@ -114,14 +114,13 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 		limit = min(limit, j.Timeout)
 	}
 	if d, ok := ctx.Deadline(); ok {
-		limit = min(limit, max(time.Until(d), 0))
+		limit = min(limit, max(d.Sub(start), 0))
 	}
 	call := host.NewCall(t.grants, j)
-	e := ended{code: m.code, parent: ctx, limit: limit, most: t.limits.Memory, call: call}
-	var cancel context.CancelFunc
-	e.ctx, cancel = context.WithTimeout(ctx, limit)
-	defer cancel()
-	m.run(&e, t.limits)
+	r := m.newRun(ctx, call, t.limits, start.Add(limit))
+	defer r.close()
+	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: limit, most: t.limits.Memory, call: call}
+	m.run(&e, r)
 	call.End()
 	if err := e.verdict(); err != nil {
 		return nil, m.failed(err)
@@ -145,19 +144,16 @@ func (m *Module) Try(ctx context.Context) (err error) {
 			err = m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()
-	ctx, release, err := m.admit(ctx, nil, m.own)
+	admitted, err := m.admit(ctx, nil, m.own)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer admitted.release()
 	call := host.NewCall(m.own.grants, &job.Job{ID: "try", Module: m.name, Attempt: 1})
-	e := ended{code: m.code, parent: ctx, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
-	var cancel context.CancelFunc
-	e.ctx, cancel = context.WithTimeout(ctx, e.limit)
-	defer cancel()
-	r := m.newRun(&e, m.own.limits)
-	defer r.process.Close()
-	in, err := m.instances.get(r.context(e.ctx), r)
+	r := m.newRun(ctx, call, m.own.limits, time.Now().Add(m.own.limits.Time))
+	defer r.close()
+	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
+	in, err := m.instances.get(r.context(), r)
 	if err == nil {
 		m.instances.put(in, nil)
 	}
@@ -169,16 +165,15 @@ func (m *Module) Try(ctx context.Context) (err error) {
 	return nil
 }
 
-func (m *Module) newRun(e *ended, limits Limits) *run {
-	deadline, _ := e.ctx.Deadline()
-	return &run{call: e.call, process: m.around.process(e.call, limits), vars: m.around.vars, meter: newMeter(limits, deadline), limits: limits}
+// newRun returns a run that ends with ctx, or at a time. It must be closed.
+func (m *Module) newRun(ctx context.Context, c *host.Call, limits Limits, until time.Time) *run {
+	return &run{bounded: bounded{Context: ctx, until: until, meter: newMeter(limits)},
+		call: c, process: m.around.process(c, limits), vars: m.around.vars, limits: limits}
 }
 
 // run takes the job through an instance and fills in how it ended.
-func (m *Module) run(e *ended, limits Limits) {
-	r := m.newRun(e, limits)
-	defer r.process.Close()
-	ctx := r.context(e.ctx)
+func (m *Module) run(e *ended, r *run) {
+	limits, ctx := &r.limits, r.context()
 	in, err := m.instances.get(ctx, r)
 	if err != nil {
 		e.err = err

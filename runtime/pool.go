@@ -88,7 +88,7 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 		r.call.Lender = in
 	} else {
 		var err error
-		if in, err = p.code.instantiate(ctx, r.meter, p.means.memories); err != nil {
+		if in, err = p.code.instantiate(ctx, &r.meter, p.means.memories); err != nil {
 			return nil, err
 		}
 		r.call.Lender = in
@@ -188,7 +188,7 @@ func (p *pool) shift() *instance {
 func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, error) {
 	stdin, env := r.process.Stdin, r.process.Env
 	r.process.Stdin, r.process.Env = nil, r.vars // nothing of this job may get into the image
-	if err := p.code.begin(ctx, in, p.driver, r.meter); err != nil {
+	if err := p.code.begin(ctx, in, p.driver, &r.meter); err != nil {
 		return nil, err
 	}
 	r.process.Stdin, r.process.Env = stdin, env
@@ -271,9 +271,12 @@ func overflowed(err error) bool {
 
 // crashed says whether a run that ended with err ended in the middle.
 func crashed(err error) bool {
+	if err == nil {
+		return false
+	}
 	var exit *sys.ExitError
 	var code exitCode
-	return err != nil && !errors.As(err, &exit) && !errors.As(err, &code)
+	return !errors.As(err, &exit) && !errors.As(err, &code)
 }
 
 func (p *pool) close() error {

@@ -21,8 +21,8 @@ type surroundings struct {
 }
 
 // process makes the process for a job.
-func (s *surroundings) process(c *host.Call, l Limits) *wasi.Process {
-	p := &wasi.Process{Args: s.args, Env: s.vars, Stderr: c.Stderr(), Start: s.start, Counter: c}
+func (s *surroundings) process(c *host.Call, l Limits) wasi.Process {
+	p := wasi.Process{Args: s.args, Env: s.vars, Stderr: c.Stderr(), Start: s.start, Counter: c}
 	if s.program {
 		p.Stdin, p.Stdout = c.Job.Body, writerOf(c)
 	} else {
