@@ -15,8 +15,8 @@ import (
 )
 
 // slice is how much fuel a guest gets at a time, which bounds how long it runs before the host looks at the clock and lets the
-// collector and others have the processor: about a millisecond.
-const slice = 1 << 20
+// collector and others have the processor: about a quarter of a millisecond. To ask costs a thousandth of that.
+const slice = 1 << 18
 
 // unlimited is the budget of a run without limits.fuel; it is never used up.
 const unlimited = math.MaxInt64 / 4
