@@ -25,7 +25,7 @@ var floors = [][]string{
 }
 
 // support holds packages that only tests, examples and scripts import.
-var support = []string{"internal/services*", "internal/ledger", "pkg/transport/transporttest", "pkg/store/storetest", "examples/*", "scripts/*"}
+var support = []string{"internal/services*", "internal/ledger", "pkg/transport/transporttest", "pkg/store/storetest", "runtime/rewrite/rewritetest", "examples/*", "scripts/*"}
 
 // sideways are the imports between rooms of one floor that are meant: the engine stands on its host functions, and the sidecar
 // on the engine.

@@ -13,6 +13,7 @@ import (
 	"github.com/tetratelabs/wazero"
 
 	"github.com/wasmsidecar/wasmsidecar/runtime/rewrite"
+	"github.com/wasmsidecar/wasmsidecar/runtime/rewrite/rewritetest"
 )
 
 // fuzzFuel is what a generated module may burn, so that those that loop end.
@@ -58,18 +59,10 @@ func same(t *testing.T, wasm []byte) {
 // Modules made from the input behave the same plain and rewritten and burn the same fuel on both engines.
 func FuzzSame(f *testing.F) {
 	for i := range 40 {
-		seed := make([]byte, 300)
-		x := uint32(i*2654435761 + 1)
-		for k := range seed {
-			x ^= x << 13
-			x ^= x >> 17
-			x ^= x << 5
-			seed[k] = byte(x >> 8)
-		}
-		f.Add(seed)
+		f.Add(rewritetest.Seed(i))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		wasm := generate(in[:min(len(in), 2000)])
+		wasm := rewritetest.Generate(in[:min(len(in), 2000)])
 		c, err := newHost(t, wazero.NewRuntimeConfigInterpreter(), nil).rt.CompileModule(context.Background(), wasm)
 		if err != nil {
 			t.Fatalf("generated an invalid module: %v\n%x", err, wasm)

@@ -1,4 +1,5 @@
-package rewrite_test
+// Package rewritetest makes modules for tests of what runs them.
+package rewritetest
 
 import (
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 // generator makes valid modules; the bytes that it is given are its decisions. The modules need not terminate.
 type generator struct {
 	in     []byte
+	mild   bool // see GenerateMild
 	out    []byte
 	labels [][]rewrite.ValueType // what a branch to each open label takes, the outermost first
 	self   signature
@@ -40,8 +42,14 @@ func localTypes() []rewrite.ValueType {
 	return []rewrite.ValueType{i32, i32, i64, i64, f64, f64, v128, v128}
 }
 
-func generate(in []byte) []byte {
-	g := &generator{in: in}
+// Generate returns a valid module; the bytes that it is given are the decisions. It imports env.h(i32) i32 and exports functions f0,
+// f1, …, which need not return, and a memory m.
+func Generate(in []byte) []byte { return generate(&generator{in: in}) }
+
+// GenerateMild is Generate for a module that changes no table and drops no segment, so that it can be reset.
+func GenerateMild(in []byte) []byte { return generate(&generator{in: in, mild: true}) }
+
+func generate(g *generator) []byte {
 	wasm := []byte("\x00asm\x01\x00\x00\x00")
 	section := func(id byte, body []byte) {
 		wasm = append(binary.AppendUvarint(append(wasm, id), uint64(len(body))), body...)
@@ -138,7 +146,11 @@ func (g *generator) stmt(depth int) {
 		g.emit(0x01)
 		return
 	}
-	switch g.pick(18) {
+	choice := g.pick(18)
+	if g.mild && (choice == 12 || choice == 13 || choice == 15) {
+		choice = 3
+	}
+	switch choice {
 	case 0:
 		t := localTypes()[g.pick(8)]
 		g.expr(t, depth-1)
@@ -341,6 +353,10 @@ func (g *generator) expr(t rewrite.ValueType, depth int) {
 				g.expr(i64, depth-1)
 				g.emit(0xa7)
 			case 3:
+				if g.mild {
+					g.emit(0xfc, 16, 0) // table.size
+					break
+				}
 				g.emit(0xd0, 0x70)
 				g.expr(i32, depth-1)
 				g.emit(0xfc, 15, 0)
@@ -360,4 +376,17 @@ func (g *generator) expr(t rewrite.ValueType, depth int) {
 			g.emit(0xfd, 0, 0, 0)
 		}
 	}
+}
+
+// Seed returns the i-th of any number of inputs for Generate, the same each time.
+func Seed(i int) []byte {
+	seed := make([]byte, 300)
+	x := uint32(i*2654435761 + 1)
+	for k := range seed {
+		x ^= x << 13
+		x ^= x >> 17
+		x ^= x << 5
+		seed[k] = byte(x >> 8)
+	}
+	return seed
 }
