@@ -140,7 +140,7 @@ func TestStops(t *testing.T) {
 			t.Run(tc.name+"/"+engine, func(t *testing.T) {
 				t.Parallel()
 				h := newHost(t, cfg, &rewrite.Options{})
-				h.limit = 1_000_000
+				h.limit = 100_000 // ten slices
 				m, err := h.instantiate(tc.wasm, "")
 				if err != nil {
 					t.Fatal(err)
