@@ -64,10 +64,7 @@ func (u *usual) run(ctx context.Context, j *job.Job) ([]byte, error) {
 		return nil, fmt.Errorf("instantiate: %w", err)
 	}
 	defer func() { _ = module.Close(ctx) }()
-	in := &instance{
-		module: module, memory: unmanaged{}, bound: math.MaxInt64, most: math.MaxInt32, exports: map[string]api.Function{},
-		fuel: &number{}, depth: &number{}, refused: &number{},
-	}
+	in := unmanagedInstance(module)
 	if err = u.m.driver.initialize(ctx, in); err == nil {
 		err = u.m.driver.run(ctx, in, call)
 	}
@@ -75,6 +72,14 @@ func (u *usual) run(ctx context.Context, j *job.Job) ([]byte, error) {
 		err = nil
 	}
 	return call.Output(), err
+}
+
+// unmanagedInstance is an instance of a module that was not rewritten, without limits.
+func unmanagedInstance(module api.Module) *instance {
+	return &instance{
+		module: module, memory: unmanaged{}, bound: math.MaxInt64, most: math.MaxInt32, exports: map[string]api.Function{},
+		fuel: &number{}, depth: &number{}, refused: &number{},
+	}
 }
 
 // number stands in for a global that a module lacks which was not rewritten.
