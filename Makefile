@@ -3,6 +3,7 @@
 GO       ?= go
 FUZZTIME ?= 20s
 COUNT    ?= 1
+SOAK     ?= 10000000
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check vet lint bench bench-extism fuzz soak ledger guests services clean
@@ -41,7 +42,8 @@ bench-extism: ## the same plug-ins here and under Extism's Go SDK, with ratios; 
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	scripts/fuzz $(FUZZTIME)
 
-soak: ## the tests that crash and cut, over and over: COUNT=20 times unless said
+soak: ## SOAK=10000000 jobs, which leave memory flat; then the tests that crash and cut, COUNT=20 times unless said
+	WASMSIDECAR_SOAK=$(SOAK) $(GO) test -run='^TestSoak$$' -v -count=1 -timeout=6h ./runtime
 	@scripts/test -race -tags=soak -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
 
 ledger: services ## 100 000 jobs over each broker through kills, restarts and cuts: the table of docs/ledger.md (half an hour); LEDGER= more flags
