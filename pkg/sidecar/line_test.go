@@ -291,11 +291,17 @@ func TestFailingJobBlocksNobody(t *testing.T) {
 // D-15: a slow job does not delay fast ones behind it on the same partition, stream or consumer.
 func TestSlowJobDoesNotDelayFastOnes(t *testing.T) {
 	t.Parallel()
+	var gates sync.Map // by subject: closed when the fast ones are done
+	gate := func(subject string) chan struct{} {
+		c, _ := gates.LoadOrStore(subject, make(chan struct{}))
+		return c.(chan struct{})
+	}
 	f := func(ctx context.Context, j *job.Job) (*job.Result, error) {
 		if string(j.Body) == "slow" {
 			select {
 			case <-ctx.Done():
-			case <-time.After(3 * time.Second):
+			case <-gate(j.Subject):
+			case <-time.After(patience / 2):
 			}
 		}
 		return &job.Result{Body: j.Body}, nil
@@ -310,6 +316,7 @@ func TestSlowJobDoesNotDelayFastOnes(t *testing.T) {
 				l.t.Fatalf("the slow job was done before %d fast ones", 100-i)
 			}
 		}
+		close(gate(l.cfg.Routes[0].From))
 		if m := l.next(l.results, "the slow result"); string(m.Body) != "slow" {
 			l.t.Errorf("result %q", m.Body)
 		}

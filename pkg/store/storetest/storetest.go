@@ -15,7 +15,7 @@ import (
 )
 
 // wait bounds everything that a case waits for. It is generous because test machines are busy.
-const wait = 30 * time.Second
+const wait = 2 * time.Minute
 
 // Harness is what a room says about itself.
 type Harness struct {
