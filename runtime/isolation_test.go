@@ -70,15 +70,25 @@ func TestSpotless(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, e *runtime.Engine, change func(*runtime.ModuleConfig), used bool) {
 		m := load(t, e, "stains", change, func(c *runtime.ModuleConfig) {
-			c.Limits.Time, c.Limits.Memory = 200*time.Millisecond, 4<<20
+			c.Limits.Time, c.Limits.Memory = time.Minute, 4<<20
 		})
 		for round := range 3 {
 			for mode := range byte(endOutput + 1) {
 				if mode != endWell {
-					_, err := m.Run(t.Context(), newJob(string([]byte{mode})))
+					j := newJob(string([]byte{mode}))
+					if mode == endLoop {
+						j.Timeout = 200 * time.Millisecond
+					}
+					_, err := m.Run(t.Context(), j)
 					if got := job.KindOf(err); got != stainsKinds[mode] {
 						t.Fatalf("end %d: kind %q, want %q: %v", mode, got, stainsKinds[mode], err)
 					}
+				}
+				if mode == endLoop { // once more, for want of fuel
+					l := m.Limits()
+					l.Fuel = 100_000
+					_, err := m.Within(l).Run(t.Context(), newJob(string([]byte{mode})))
+					wantKind(t, err, job.KindLimit, "limits.fuel")
 				}
 				if got := report(t, m); !slices.Equal(got, spotless) {
 					t.Fatalf("round %d: after end %d the guest finds %v, want %v", round, mode, got, spotless)
