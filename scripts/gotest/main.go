@@ -4,8 +4,8 @@
 //	gotest [-strict] [go test flags] [packages]
 //
 // With -strict a skipped test fails the run, and so does anything but a real Kafka broker behind the Kafka tests. Packages are
-// taken in the module at the working directory; when they are left out or are ./..., nested modules are tested as well. The exit
-// code is 0 only if tests ran and all passed.
+// taken in the module at the working directory; when they are left out or are ./..., nested modules are tested as well, without
+// the race detector. The exit code is 0 only if tests ran and all passed.
 package main
 
 import (
@@ -56,8 +56,12 @@ func run(ctx context.Context, args []string, kafka string, out io.Writer) (bool,
 	}
 
 	r := newReport(out)
-	for _, dir := range dirs {
-		if err := runModule(ctx, dir, append(slices.Clone(flags), packages...), r); err != nil {
+	for i, dir := range dirs {
+		own := slices.Clone(flags)
+		if i > 0 { // tools beside the product, which take many times as long under the race detector
+			own = slices.DeleteFunc(own, func(f string) bool { return f == "-race" })
+		}
+		if err := runModule(ctx, dir, append(own, packages...), r); err != nil {
 			return false, err
 		}
 	}
