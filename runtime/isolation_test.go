@@ -335,3 +335,38 @@ func TestHeadersAreNotKept(t *testing.T) {
 		t.Errorf("instances %v are kept; log %s", runtime.Idle(m), l)
 	}
 }
+
+// The same of a program that is frozen at its first read and goes on from there in each job.
+func TestSpotlessProgram(t *testing.T) {
+	t.Parallel()
+	kinds := []job.Kind{job.KindOK, job.KindTrap, job.KindTimeout, job.KindOK, job.KindFailed, job.KindTrap, job.KindTrap, job.KindOK, job.KindOK}
+	for _, level := range []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFrozen, runtime.IsolationFresh} {
+		for _, portable := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, portable %t", level, portable), func(t *testing.T) {
+				t.Parallel()
+				e, _ := open(t, func(c *runtime.Config) { c.Portable = portable })
+				m := load(t, e, "smear", func(c *runtime.ModuleConfig) {
+					c.Isolation, c.Limits.Time, c.Limits.Memory = level, time.Minute, 4<<20
+				})
+				clean := report(t, m)
+				if len(clean) != 4 || clean[0] != 0 || clean[1] != 0 || clean[3] != 0 {
+					t.Fatalf("the first job finds %v", clean)
+				}
+				for round := range 2 {
+					for mode, kind := range kinds {
+						j := newJob(string([]byte{byte(mode)}))
+						if kind == job.KindTimeout {
+							j.Timeout = 200 * time.Millisecond
+						}
+						if _, err := m.Run(t.Context(), j); job.KindOf(err) != kind {
+							t.Fatalf("end %d: %v, want %s", mode, err, kind)
+						}
+						if got := report(t, m); !slices.Equal(got, clean) {
+							t.Fatalf("round %d: after end %d the program finds %v, the first found %v", round, mode, got, clean)
+						}
+					}
+				}
+			})
+		}
+	}
+}

@@ -175,14 +175,11 @@ func TestSoak(t *testing.T) {
 	run := func(from, to int) {
 		for i := from; i < to; i++ {
 			j := &job.Job{ID: "1", Body: body}
-			if m := modules[i%4]; i%4 < 3 {
-				if r, err := m.Run(t.Context(), j); err != nil || len(r.Body) != len(body) {
+			if i%64 > 0 {
+				if r, err := modules[i%3].Run(t.Context(), j); err != nil || len(r.Body) != len(body) {
 					t.Fatalf("job %d: %v", i, err)
 				}
 				continue
-			}
-			if i%64 != 3 {
-				continue // it takes long
 			}
 			j.Body = []byte{[...]byte{0, 1, 3, 5, 6, 7, 8}[i/64%7]}
 			_, _ = modules[3].Run(t.Context(), j)
