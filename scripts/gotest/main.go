@@ -79,9 +79,9 @@ func split(args []string) (flags, packages []string) {
 	return args, nil
 }
 
-// nestedModules lists the folders below root that have a go.mod of their own.
+// nestedModules lists the folders below root that have a go.mod of their own, and tests: one that only pins a tool has none.
 func nestedModules(root string) ([]string, error) {
-	var dirs []string
+	var dirs, tested []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -94,9 +94,14 @@ func nestedModules(root string) ([]string, error) {
 		if d.Name() == "go.mod" && filepath.Dir(path) != filepath.Clean(root) {
 			dirs = append(dirs, filepath.Dir(path))
 		}
+		if strings.HasSuffix(path, "_test.go") {
+			tested = append(tested, path)
+		}
 		return nil
 	})
-	return dirs, err
+	return slices.DeleteFunc(dirs, func(dir string) bool {
+		return !slices.ContainsFunc(tested, func(path string) bool { return strings.HasPrefix(path, dir+string(filepath.Separator)) })
+	}), err
 }
 
 func runModule(ctx context.Context, dir string, args []string, r *report) error {

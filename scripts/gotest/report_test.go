@@ -93,6 +93,10 @@ func TestSummary(t *testing.T) {
 			}, kafka: "kafka", last: "1 passed, 2 failed", says: []string{"boom"},
 		},
 		{
+			name: "a nested module without tests", files: map[string]string{"go.mod": goMod, "a_test.go": pass, "n/go.mod": goMod, "nn/go.mod": goMod, "nn/b_test.go": pass},
+			kafka: "kafka", ok: true, last: "2 passed, 0 failed",
+		},
+		{
 			name: "no tests", files: map[string]string{"go.mod": goMod, "a.go": "package m\n"}, kafka: "kafka",
 			last: "0 passed, 0 failed", says: []string{"no test passed"},
 		},
