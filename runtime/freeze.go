@@ -97,6 +97,9 @@ func (p *pool) halt(ctx context.Context, in *instance, r *run, read wasi.Read) e
 		}
 		return errors.New("it reads the clock or draws random numbers before it reads its job")
 	}
+	if in.memory != nil && in.memory.denied() {
+		return nil // jobs that may have more memory would begin otherwise
+	}
 	f := &frozen{read: read, depth: in.depth.Get(), burnt: int64(r.meter.burnt()), calls: r.call.Counted()}
 	var err error
 	if f.stack, err = stackOf(experimental.GetSnapshotter(ctx).Snapshot()); err != nil {

@@ -184,3 +184,29 @@ func TestNotFrozen(t *testing.T) {
 		}
 	}
 }
+
+// What a program finds out about the memory that one route leaves it is not what jobs of another begin with.
+func TestFrozenWithin(t *testing.T) {
+	t.Parallel()
+	// Asks for 100 pages, reads stdin, and writes B where it got them, S where not.
+	const guest = "\x00asm\x01\x00\x00\x00\x01\x0c\x02`\x04\x7f\x7f\x7f\x7f\x01\x7f`\x00\x00\x02D\x02\x16wasi_snapshot_preview1\x07" +
+		"fd_read\x00\x00\x16wasi_snapshot_preview1\x08fd_write\x00\x00\x03\x02\x01\x01\x05\x03\x01\x00\x01\x07\x13\x02\x06" +
+		"memory\x02\x00\x06_start\x00\x02\x0a-\x01+\x00A\xe4\x00@\x00A\x7fF\x04@A A\xd3\x00:\x00\x00\x0bA\x00A\x00A\x01A" +
+		"\x0c\x10\x00\x1aA\x01A\x10A\x01A\x0c\x10\x01\x1a\x0b\x0b!\x03\x00A\x00\x0b\x08@\x00\x00\x00@\x00\x00\x00\x00A\x10" +
+		"\x0b\x08 \x00\x00\x00\x01\x00\x00\x00\x00A \x0b\x01B"
+	for _, first := range []string{"S", "B"} {
+		e, _ := open(t)
+		m := loadBytes(t, e, "small", []byte(guest))
+		tight := m.Limits()
+		tight.Memory = 1 << 20
+		runs := map[string]interface {
+			Run(context.Context, *job.Job) (*job.Result, error)
+		}{"S": m.Within(tight), "B": m}
+		for _, want := range []string{first, "S", "B", "S", "B"} {
+			r, err := runs[want].Run(t.Context(), newJob("x"))
+			if err != nil || string(r.Body) != want {
+				t.Fatalf("%s first: result %+v, error %v; want %s", first, r, err, want)
+			}
+		}
+	}
+}

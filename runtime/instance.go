@@ -196,14 +196,17 @@ func (c *code) instantiate(ctx context.Context, m *meter, by memories) (*instanc
 	// Instances are anonymous: there are many.
 	var err error
 	in.module, err = c.rt.InstantiateModule(ctx, c.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
-	if err = errors.Join(allocation, err); err != nil {
+	if allocation != nil || err != nil {
 		if in.memory != nil {
 			in.memory.Free() // a failed instantiation does not
 		}
 		if in.module != nil {
 			in.close()
 		}
-		return nil, fmt.Errorf("start guest: %w", err)
+		if allocation == nil { // a segment that does not fit
+			return nil, &host.Fault{Kind: job.KindTrap, Text: "start guest: " + err.Error()}
+		}
+		return nil, fmt.Errorf("start guest: %w", errors.Join(allocation, err))
 	}
 	in.fuel = in.global(c.rewritten.Fuel)
 	in.depth = in.global(c.rewritten.Depth)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"regexp"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -295,6 +296,27 @@ func TestGoGuests(t *testing.T) {
 	}
 	_, err = reactor.Run(t.Context(), newJob(""))
 	wantKind(t, err, job.KindFailed, "nothing to do")
+}
+
+// A guest that gives all of its memory for a name does not have the host copy it.
+func TestLongNames(t *testing.T) {
+	// Calls header_get, header_set and config_get ten times with names and a value of 65 MB.
+	const guest = "\x00asm\x01\x00\x00\x00\x01\x13\x03`\x04\x7f\x7f\x7f\x7f\x01\x7f`\x04\x7f\x7f\x7f\x7f\x00`\x00\x00\x02L\x03\x0b" +
+		"wasmsidecar\x0aheader_get\x00\x00\x0bwasmsidecar\x0aheader_set\x00\x01\x0bwasmsidecar\x0aconfig_get\x00\x00\x03" +
+		"\x02\x01\x02\x05\x04\x01\x00\xe8\x07\x07\x13\x02\x06memory\x02\x00\x06handle\x00\x03\x0aN\x01L\x01\x01\x7fA\x00" +
+		"A\xc1\x00A\xc0\xa4\xff\x1e\xfc\x0b\x00\x03@A\x01A\xc0\xa4\xff\x1eA\x00A\x00\x10\x00\x1aA\x01A\xc0\xa4\xff\x1eA\x01" +
+		"A\xc0\xa4\xff\x1e\x10\x01A\x01A\xc0\xa4\xff\x1eA\x00A\x00\x10\x02\x1a \x00A\x01j\x22\x00A\x0aI\x0d\x00\x0b\x0b"
+	e, _ := open(t)
+	m := loadBytes(t, e, "names", []byte(guest))
+	var before, after goruntime.MemStats
+	goruntime.ReadMemStats(&before)
+	if _, err := m.Run(t.Context(), newJob("")); err != nil {
+		t.Fatal(err)
+	}
+	goruntime.ReadMemStats(&after)
+	if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 256 { // one memory, where it is in Go's heap
+		t.Errorf("the host took %d MiB", took)
+	}
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

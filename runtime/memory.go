@@ -24,6 +24,8 @@ type memory interface {
 	restrict(most uint64)
 	// refused says whether the last growth that was asked for since restrict was more than that.
 	refused() bool
+	// denied says whether any growth since restrict was.
+	denied() bool
 }
 
 // memories makes memories and their images, by the best means that this system has.
@@ -69,6 +71,7 @@ func (portable) close() error { return nil }
 type growth struct {
 	limit  uint64
 	over   bool // what was asked for last is more
+	ever   bool // over was true
 	shrunk int  // what shrink said; -1: nothing
 }
 
@@ -81,12 +84,14 @@ func (g *growth) grow(size uint64) (uint64, bool) {
 		return uint64(n), true
 	}
 	g.over = size > g.limit
+	g.ever = g.ever || g.over
 	return size, !g.over
 }
 
 func (g *growth) shrink(size int)   { g.shrunk = size }
-func (g *growth) restrict(n uint64) { g.limit, g.over = n, false }
+func (g *growth) restrict(n uint64) { g.limit, g.over, g.ever = n, false, false }
 func (g *growth) refused() bool     { return g.over }
+func (g *growth) denied() bool      { return g.ever }
 
 // heap is a memory in Go's heap. What is beyond its length and within its capacity is zero.
 type heap struct {

@@ -80,8 +80,8 @@ type snapshot struct {
 
 func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	in, snap := p.take()
-	if in != nil && p.reuse && int64(in.size()) > r.limits.Memory {
-		in.close() // another job took more than this one may
+	if in != nil && (p.reuse || in.frozen != nil) && int64(in.size()) > r.limits.Memory {
+		in.close() // it took more for another job, or before it was frozen, than this one may
 		in = nil
 	}
 	if in != nil {

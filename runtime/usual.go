@@ -96,3 +96,4 @@ type unmanaged struct{ memory }
 
 func (unmanaged) restrict(uint64) {}
 func (unmanaged) refused() bool   { return false }
+func (unmanaged) denied() bool    { return false }

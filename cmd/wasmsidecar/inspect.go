@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -69,7 +72,7 @@ func inspect(ctx context.Context, s streams, file, output string) error {
 func printInspection(w io.Writer, file string, i *runtime.Inspection) error {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%-13s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(&b, "%-13s %s\n", printable(name), printable(fmt.Sprintf(format, args...)))
 	}
 	line("file", "%s", file)
 	line("size", "%s", bytesText(int64(i.Size)))
@@ -115,6 +118,21 @@ func printInspection(w io.Writer, file string, i *runtime.Inspection) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// printable writes what a terminal would obey, or not show, as Go does: a module chooses its names, and they must not look like lines
+// of the inspection.
+func printable(s string) string {
+	var b []byte
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b = utf8.AppendRune(b, r)
+			continue
+		}
+		q := strconv.QuoteRuneToASCII(r)
+		b = append(b, q[1:len(q)-1]...)
+	}
+	return string(b)
 }
 
 // first is the name of a fact before the first of its lines.

@@ -113,7 +113,10 @@ func responseRead(_ context.Context, c *Call, m api.Module, stack []uint64) {
 }
 
 func responseHeader(_ context.Context, c *Call, m api.Module, stack []uint64) {
-	values := c.http.header.Values(text(m, "header name", stack[0], stack[1]))
+	var values []string
+	if name := view(m, "header name", stack[0], stack[1]); len(name) <= maxName {
+		values = c.http.header.Values(string(name))
+	}
 	lookup(m, "header value", strings.Join(values, ", "), len(values) > 0, stack)
 }
 

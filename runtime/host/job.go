@@ -62,10 +62,17 @@ func output(_ context.Context, c *Call, m api.Module, stack []uint64) {
 // job is there as Wasm-* headers whether the message carried them or not.
 func headerGet(_ context.Context, c *Call, m api.Module, stack []uint64) {
 	c.needJob("header_get")
-	name := view(m, "header name", stack[0], stack[1])
-	value, ok := Field(c.Job, string(name))
+	var value string
+	var ok bool
+	if name := view(m, "header name", stack[0], stack[1]); len(name) <= maxName {
+		value, ok = Field(c.Job, string(name))
+	}
 	lookup(m, "header value", value, ok, stack)
 }
+
+// maxName is the longest name that is looked up. There are none beyond it, and a guest must not have the host copy all of its memory
+// again and again, which takes time and memory that nobody counts.
+const maxName = 64 << 10
 
 // Field returns a header as the guest of j sees it: the sidecar's own knowledge first, then the message's headers.
 func Field(j *job.Job, name string) (string, bool) {
@@ -98,7 +105,8 @@ var knowledge = [...]struct {
 // or the broker (Wasm-, Nats-) are ignored, with a warning in the log. Values are cleaned as job.CleanText says.
 func headerSet(_ context.Context, c *Call, m api.Module, stack []uint64) {
 	c.needJob("header_set")
-	c.SetHeader(text(m, "header name", stack[0], stack[1]), text(m, "header value", stack[2], stack[3]))
+	name, value := view(m, "header name", stack[0], stack[1]), view(m, "header value", stack[2], stack[3])
+	c.SetHeader(string(name[:min(len(name), 4*job.MaxErrorText)]), string(value[:min(len(value), 4*job.MaxErrorText)])) // no more of them counts
 }
 
 // SetHeader sets a header of the result, or refuses to with a warning, which counts as one of the guest's lines. It panics with
@@ -166,7 +174,11 @@ func said(m api.Module, ptr, length uint64, otherwise string) error {
 
 // configGet is config_get(name, nlen, dst, cap) i32, the whole length of the value or -1.
 func configGet(_ context.Context, c *Call, m api.Module, stack []uint64) {
-	value, ok := c.Config[string(view(m, "config name", stack[0], stack[1]))]
+	var value string
+	var ok bool
+	if name := view(m, "config name", stack[0], stack[1]); len(name) <= maxName {
+		value, ok = c.Config[string(name)]
+	}
 	lookup(m, "config value", value, ok, stack)
 }
 
