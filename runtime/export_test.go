@@ -34,3 +34,6 @@ const RaceEnabled = raceEnabled
 
 // MaxCrashes is after how many crashes an instance is not used again.
 const MaxCrashes = maxCrashes
+
+// Copies says whether this system puts only small memories back, so that large instances are not used again.
+func Copies(e *Engine) bool { return e.means().memories.most() == maxCopied }
