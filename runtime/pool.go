@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -42,6 +44,7 @@ const (
 	maxBytes   = 64 << 30    // that its jobs read, wrote and took as memory, all together
 	maxIdle    = 64          // that wait already
 	idleFor    = time.Minute // for which it was not needed
+	near       = 8           // of the last to come, among which one is sought that this processor has used
 )
 
 // pool keeps instances for further jobs. It makes the first by running the guest's initialization and takes an image of what
@@ -57,12 +60,14 @@ type pool struct {
 	module string
 	budget *budget
 
+	snap atomic.Pointer[snapshot] // set under mu, once
+
 	mu      sync.Mutex
-	snap    *snapshot
 	thawed  error     // why they cannot
 	halted  *snapshot // of the first program that was frozen
 	refused bool      // there can be no image: instances are for one job each
 	idle    []idler
+	last    sync.Pool // of instances that came back, by processor: its caches hold what they wrote
 }
 
 // idler is an instance that waits for a job; the last to come is the first to go.
@@ -122,24 +127,29 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 
 // take returns an idle instance, nil when there is none, and the snapshot, nil before there is one.
 func (p *pool) take() (*instance, *snapshot) {
+	own, _ := p.last.Get().(*instance)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.idle)
 	if n == 0 {
-		return nil, p.snap
+		return nil, p.snap.Load()
 	}
-	in := p.idle[n-1].in
-	p.idle[n-1] = idler{}
-	p.idle = p.idle[:n-1]
+	at := n - 1
+	for i := at; i >= max(0, n-near); i-- {
+		if p.idle[i].in == own {
+			at = i
+			break
+		}
+	}
+	in := p.idle[at].in
+	p.idle = slices.Delete(p.idle, at, at+1)
 	p.budget.idle.Add(-int64(in.size()))
-	return in, p.snap
+	return in, p.snap.Load()
 }
 
 // ready says whether further instances need no initialization.
 func (p *pool) ready() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.snap != nil
+	return p.snap.Load() != nil
 }
 
 // next is how much memory the instance has that take would return, 0 when there is none.
@@ -201,7 +211,7 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 		in.spent = true
 		return nil, nil
 	}
-	if p.snap == nil {
+	if p.snap.Load() == nil {
 		snap, err := in.snapshot(p.means.memories)
 		if !r.process.Pristine() {
 			err = errors.Join(errors.New("it opens or closes files while it initializes"), snap.image.close())
@@ -212,9 +222,10 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 			return nil, nil
 		}
 		snap.state = r.process.State()
-		p.snap = snap
+		p.snap.Store(snap)
 	}
-	return p.snap, in.become(p.snap)
+	snap := p.snap.Load()
+	return snap, in.become(snap)
 }
 
 func (p *pool) put(in *instance, err error) {
@@ -230,9 +241,7 @@ func (p *pool) put(in *instance, err error) {
 		in.Lend(0)
 	}
 	if !p.reuse {
-		p.mu.Lock()
-		snap := p.snap
-		p.mu.Unlock()
+		snap := p.snap.Load()
 		back := in.reset
 		if in.frozen != nil {
 			snap = in.frozen.at
@@ -246,6 +255,7 @@ func (p *pool) put(in *instance, err error) {
 			return
 		}
 	}
+	p.last.Put(in)
 	now := time.Now()
 	var old *instance
 	p.mu.Lock()
@@ -287,12 +297,13 @@ func (p *pool) close() error {
 		p.shift().close()
 	}
 	var errs []error
-	for _, snap := range []*snapshot{p.snap, p.halted} {
+	for _, snap := range []*snapshot{p.snap.Load(), p.halted} {
 		if snap != nil {
 			errs = append(errs, snap.image.close())
 		}
 	}
-	p.snap, p.halted = nil, nil
+	p.snap.Store(nil)
+	p.halted = nil
 	return errors.Join(errs...)
 }
 
