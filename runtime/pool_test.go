@@ -224,3 +224,25 @@ func TestBytesWearOut(t *testing.T) {
 		t.Errorf("instances %v are kept", idle)
 	}
 }
+
+// The environment variable has the portable path taken, on systems that have another.
+func TestPortableByEnvironment(t *testing.T) {
+	t.Setenv("WASMSIDECAR_PORTABLE", "1")
+	e, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close(t.Context()) }()
+	if _, ok := e.means().memories.(portable); !ok {
+		t.Fatalf("memories are %T", e.means().memories)
+	}
+	m, err := e.Load(t.Context(), ModuleConfig{Name: "stains", Wasm: guests.Bytes("stains")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if r, err := m.Run(t.Context(), &job.Job{Body: []byte{0}}); err != nil || r.Body[0] != 0 {
+			t.Fatalf("%v, %v", r, err)
+		}
+	}
+}
