@@ -58,6 +58,7 @@ type Claims struct {
 	st  store.Store
 
 	away atomic.Int64 // until when the store is not asked, in Unix nanoseconds; see take
+	mute atomic.Bool  // the store did not answer when it was asked last: nothing is begun unclaimed
 
 	mu     sync.Mutex
 	active map[string]*claim // by key; at most one flight of a job in this process
@@ -163,6 +164,7 @@ func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *take
 		return nil, &taken{leave: min(c.cfg.Lease/8, 250*time.Millisecond)}, nil
 	}
 	nonce := c.cfg.Owner + "/" + j.Source
+	open = open && !c.mute.Load()
 	cl.rec, cl.open = first(nonce, c.cfg.Lease), open
 	c.active[cl.key] = cl
 	c.mu.Unlock()
@@ -197,7 +199,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 			Then: []store.Op{store.Put(cl.key, b, c.keep())},
 			Read: []string{cl.key},
 		})
-		if err != nil {
+		if c.mute.Store(err != nil); err != nil {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
 		if r.Done {
@@ -319,7 +321,7 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 			If:   []store.Cond{{Key: cl.key, Revision: cl.rev}},
 			Then: append([]store.Op{store.Put(cl.key, b, ttl)}, also...),
 		})
-		if err != nil {
+		if cl.c.mute.Store(err != nil); err != nil {
 			return err
 		}
 		if r.Done {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/middleware"
@@ -221,4 +222,39 @@ func TestUnclaimedFailureIsCounted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// While the store is away nothing runs unclaimed: the job that finds out keeps its outcome until it is recorded, the others wait.
+func TestUnclaimedNotWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Bool
+		var runs atomic.Int64
+		st := &lossy{Store: newStore(t), before: func(store.Txn) error {
+			if away.Load() {
+				return errors.New("the store is away")
+			}
+			return nil
+		}}
+		p := openProcess(t, st, dice(&runs), threeTries, false)
+		away.Store(true)
+		first := make(chan *job.Exchange, 1)
+		go func() { first <- p.carry(t, nil) }()
+		time.Sleep(time.Minute)
+		for range 3 {
+			if _, err := p.trip(t.Context(), "b"); err == nil {
+				t.Error("a job was settled while the store was away")
+			}
+		}
+		if runs.Load() != 1 {
+			t.Errorf("%d jobs ran, want the one that found out", runs.Load())
+		}
+		away.Store(false)
+		if x := <-first; x.Settlement.Verb != job.Ack || string(x.Outcome.Body) != "throw 1" {
+			t.Errorf("settlement %v, outcome %+v", x.Settlement, x.Outcome)
+		}
+		if x, err := p.trip(t.Context(), "b"); err != nil || x.Settlement.Verb != job.Ack {
+			t.Errorf("settlement %v, %v", x.Settlement, err)
+		}
+	})
 }

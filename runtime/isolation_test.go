@@ -196,31 +196,29 @@ func TestWorn(t *testing.T) {
 	}
 }
 
-// The same job burns the same fuel in every run, on both engines and however jobs are kept apart: in a thousand runs of each guest,
-// fewer of those that take long.
+// The same job burns the same fuel in every run, on both engines and however jobs are kept apart: in a thousand runs of three guests
+// each way, in fewer of those that take long.
 func TestFuelIsDeterministic(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		guest, in string
-		runs      int
+		runs      int // on each level and engine
+		reuse     bool
 	}{
-		{"upper", "hello", 1000}, {"upper-as", strings.Repeat("ab", 500), 200}, {"adder", `{"a": 40, "b": 2}`, 1000}, {"upper-c", "hello", 1000},
-		{"stains", "\x00", 200}, {"upper-extism", strings.Repeat("ab", 500), 200}, {"upper-shallabuf", `{"text":"hello"}`, 200},
+		{"upper", "hello", 1000, true}, {"echo", "hello", 1000, true}, {"sum", "[1, 2, 30]", 1000, true},
+		{"upper-as", strings.Repeat("ab", 500), 50, false}, {"adder", `{"a": 40, "b": 2}`, 125, false}, {"upper-c", "hello", 125, false},
+		{"stains", "\x00", 50, false}, {"upper-extism", strings.Repeat("ab", 500), 50, true}, {"upper-shallabuf", `{"text":"hello"}`, 50, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.guest, func(t *testing.T) {
 			t.Parallel()
 			var want uint64
 			onEachLevel(t, func(e *runtime.Engine, level runtime.Isolation, interpreter bool) {
-				if level == runtime.IsolationReuse && tt.guest != "upper" && tt.guest != "upper-extism" {
-					return // the others do other work where they find what they left, or cannot be used again
+				if level == runtime.IsolationReuse && !tt.reuse {
+					return // it does other work where it finds what it left, or cannot be used again
 				}
 				m := load(t, e, tt.guest, func(c *runtime.ModuleConfig) { c.Isolation, c.Interpreter = level, interpreter })
-				runs := tt.runs / 8
-				if level == runtime.IsolationReset {
-					runs = tt.runs * 3 / 8 // with reuse there are more than asked for
-				}
-				for range runs {
+				for range tt.runs {
 					r, err := m.Run(t.Context(), newJob(tt.in))
 					if err != nil {
 						t.Fatal(err)
