@@ -22,7 +22,7 @@ import (
 // recorded, in a real server. Beside the rate it tells the CPU time that a job takes, here and in the servers, which on a busy
 // machine says more; two cores can do no more than 2 s divided by their sum.
 func BenchmarkJobs(b *testing.B) {
-	servers := map[string][]string{"nats": {"nats"}, "redis": {"redis"}, "kafka": {"kafka", "redis"}}
+	servers := map[string][]string{"embedded": nil, "nats": {"nats"}, "redis": {"redis"}, "kafka": {"kafka", "redis"}}
 	for _, br := range benchBrokers {
 		for _, way := range []struct{ name, dedup string }{{"claimed", "dedup: {claim: always}"}, {"auto", "dedup: {claim: auto}"}, {"off", "dedup: off"}} {
 			b.Run(br.name+"/"+way.name, func(b *testing.B) {

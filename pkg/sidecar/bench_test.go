@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,9 @@ type benchBroker struct {
 var benchBrokers = []benchBroker{
 	{"nats", func(b *testing.B) string {
 		return fmt.Sprintf("transport: nats\nnats: {url: %q, group: %q}\n", benchNATS(b), services.UniqueName(b))
+	}},
+	{"embedded", func(b *testing.B) string {
+		return fmt.Sprintf("transport: embedded\nembedded: {dir: %q, listen: %q}\n", b.TempDir(), freeAddr(b))
 	}},
 	{"redis", func(b *testing.B) string {
 		return fmt.Sprintf("transport: redis\nredis: {addr: %q}\n", services.Redis(b))
@@ -191,10 +195,6 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 	ended := make(chan error, 1)
 	go func() { ended <- warm.Run(ctx) }() // makes the subjects
 	<-warm.Running()
-	cancel()
-	if err := <-ended; err != nil {
-		b.Fatal(err)
-	}
 	t, closeTransport, err := sidecar.Dial(b.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
@@ -217,7 +217,22 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 		})
 	}
 	wg.Wait()
+	cancel() // it held its routes; where the server is embedded it was the server
+	if err := <-ended; err != nil {
+		b.Fatal(err)
+	}
 	return name, cfg
+}
+
+// freeAddr is an address on loopback that nobody uses.
+func freeAddr(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func median(xs []float64) float64 {

@@ -155,7 +155,7 @@ func openEmbedded(ctx context.Context, c *connections) (transport.Transport, err
 	}
 	return jetstream.Open(ctx, jetstream.Config{
 		Conn: nc, Name: config.Embedded, Group: "wasmsidecar", CreateStreams: true, Replicas: 1, MaxAge: c.cfg.Embedded.MaxAge,
-		Health: c.server.Err, Log: c.log,
+		Health: c.server.Err, Life: c.server.Life, Log: c.log,
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -51,9 +52,12 @@ type Server struct {
 	stop    context.CancelFunc
 	watched chan struct{}
 	port    int // as configured, then as taken: it stays the same
+	begun   time.Time
+	ample   atomic.Int64 // until when the disk has room, in nanoseconds since begun
 
 	mu      sync.Mutex
 	s       *server.Server // nil while there is none
+	life    string
 	trouble error
 }
 
@@ -89,8 +93,13 @@ func Embed(cfg EmbedConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS server: data directory %s: %w", cfg.Dir, err)
 	}
+	life, err := beginLife(cfg.Dir, true)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded NATS server: data directory %s: %w", cfg.Dir, err), lock.release())
+	}
 	e := &Server{
 		cfg: cfg, opts: opts, log: cfg.Log, lock: lock, port: opts.Port, done: make(chan struct{}), watched: make(chan struct{}),
+		begun: time.Now(), life: life,
 	}
 	if e.s, err = e.start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded NATS server: %w", e.full(err)), lock.release())
@@ -144,6 +153,13 @@ func (e *Server) running() *server.Server {
 	return e.s
 }
 
+// Life names the time since the server was last killed: as long as it stays the same, the server has forgotten nothing.
+func (e *Server) Life() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.life
+}
+
 // InProcess connects to the server without a network.
 func (e *Server) InProcess() nats.InProcessConnProvider { return inProcess{e} }
 
@@ -184,6 +200,9 @@ func (e *Server) Shutdown(ctx context.Context) error {
 			if s := e.running(); s != nil {
 				s.Shutdown()
 				s.WaitForShutdown()
+				if err := endLife(e.cfg.Dir, e.Life()); err != nil {
+					e.log.Warn("note that the embedded NATS server has ended well", "err", err)
+				}
 			}
 			if err := e.lock.release(); err != nil {
 				e.log.Warn("unlock the data directory", "err", err)

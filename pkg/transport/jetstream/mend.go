@@ -24,6 +24,8 @@ const (
 	// restartPause follows a restart, longer each time, until the server has been sound for as long as restartPauseMax.
 	restartPause    = time.Second
 	restartPauseMax = time.Minute
+	// scarceEvery is how often the disk is asked for its free space at most: every write asks here.
+	scarceEvery = 10 * time.Millisecond
 )
 
 // Err says what keeps the server from storing messages, and what to do; nil where nothing does.
@@ -46,10 +48,15 @@ func (e *Server) Err() error {
 
 // scarce says that no more of the disk is free than is kept so.
 func (e *Server) scarce() error {
+	now := time.Since(e.begun)
+	if time.Duration(e.ample.Load()) > now {
+		return nil
+	}
 	free, total := space(e.cfg.Dir)
 	if keep := kept(total); free < keep {
 		return e.fullError(free, total)
 	}
+	e.ample.Store(int64(now + scarceEvery))
 	return nil
 }
 
@@ -170,8 +177,13 @@ func (e *Server) restart(old *server.Server) error {
 	if err != nil {
 		return err
 	}
+	life, err := beginLife(e.cfg.Dir, false) // a write has failed: who knows which
+	if err != nil {
+		s.Shutdown()
+		return err
+	}
 	e.mu.Lock()
-	e.s = s
+	e.s, e.life = s, life
 	e.mu.Unlock()
 	return nil
 }

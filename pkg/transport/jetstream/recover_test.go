@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,29 +264,36 @@ func TestServerComesLate(t *testing.T) {
 func TestGoingOnWithAConsumer(t *testing.T) {
 	t.Parallel()
 	const last = 10 * deliveredMargin
-	made := func(bound string, delivered uint64) *jetstream.ConsumerInfo {
+	made := func(bound, life string, delivered uint64) *jetstream.ConsumerInfo {
 		c := &jetstream.ConsumerInfo{Delivered: jetstream.SequenceInfo{Stream: delivered}}
 		if bound != "" {
-			c.Config.Metadata = map[string]string{metadataBound: bound}
+			c.Config.Metadata = map[string]string{metadataBound: bound, metadataLife: life}
 		}
 		return c
 	}
 	for name, tt := range map[string]struct {
 		info *jetstream.ConsumerInfo
+		life string
 		want uint64
 	}{
-		"handed out some":               {made("7", 1000), 1000 + deliveredMargin},
-		"handed out almost all":         {made("7", last-1), last},
-		"an earlier one came as far":    {made("150000", 1000), 150000},
-		"made by another version of us": {made("", 1000), last},
-		"metadata of somebody else":     {made("far", 1000), last},
+		"the server lives":                        {made("7", "a", 1000), "a", 7},
+		"it lives, an earlier one came as far":    {made("150000", "a", 1000), "a", 150000},
+		"it was killed, handed out some":          {made("7", "a", 1000), "b", 1000 + deliveredMargin},
+		"it was killed, handed out almost all":    {made("7", "a", last-1), "b", last},
+		"it was killed, an earlier one was ahead": {made("150000", "a", 1000), "b", 150000},
+		"whether it lives cannot be told":         {made("7", "", 1000), "", 1000 + deliveredMargin},
+		"made by another version of us":           {made("", "a", 1000), "a", last},
+		"metadata of somebody else":               {made("far", "a", 1000), "a", last},
 	} {
-		if got := handedOut(tt.info, last); got != tt.want {
+		if got := handedOut(tt.info, last, tt.life); got != tt.want {
 			t.Errorf("%s: %d, want %d", name, got, tt.want)
 		}
 	}
 
-	tr := local(t)
+	var life atomic.Pointer[string]
+	lives := func(name string) { life.Store(&name) }
+	lives("first")
+	tr := local(t, func(cfg *Config) { cfg.Life = func() string { return *life.Load() } })
 	s := consume(t, tr, transport.SourceConfig{})
 	publish(t, tr, "jobs", "1")
 	if d := fetch(t, s, 1, 1)[0]; d.Redelivered() {
@@ -296,6 +304,17 @@ func TestGoingOnWithAConsumer(t *testing.T) {
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	publish(t, tr, "jobs", "2")
+	s = consume(t, tr, transport.SourceConfig{})
+	if d := fetch(t, s, 1, 1)[0]; d.Redelivered() {
+		t.Error("a new message counts as redelivered although the server lives")
+	} else {
+		d.Ack()
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lives("second")
 	// So much that the margin is left behind.
 	for range (deliveredMargin + 500) / 500 {
 		publish(t, tr, "jobs", make([]string, 500)...)

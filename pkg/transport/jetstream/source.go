@@ -36,6 +36,8 @@ const (
 	// metadataBound names in a consumer's metadata the last sequence of the stream when the consumer was made: up to there, one that
 	// was deleted may have handed out messages.
 	metadataBound = "wasmsidecar-handed-out"
+	// metadataLife names the life of the server in which that was so; see Transport.life.
+	metadataLife = "wasmsidecar-life"
 	// deliveredMargin is by how much a server that is killed, with this process where it is embedded, may forget what it delivered: it
 	// writes that down ten times a second.
 	deliveredMargin = 16 << 10
@@ -97,8 +99,8 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 				Durable: durable, Description: "wasmsidecar: route " + strconv.Quote(s.cfg.Route),
 				FilterSubject: s.cfg.Subject, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
 				AckWait: s.lease + leaseMargin(s.lease), MaxDeliver: -1, MaxAckPending: -1,
-				Metadata: map[string]string{metadataBound: strconv.FormatUint(info.State.LastSeq, 10)},
 			}
+			life, bound := s.t.life(info), info.State.LastSeq
 			c, err := s.t.js.Consumer(ctx, name, durable)
 			known := err == nil
 			if known && s.takesOver(c.CachedInfo()) && info.Config.Retention == jetstream.WorkQueuePolicy {
@@ -108,9 +110,12 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 				}
 				known, err = false, jetstream.ErrConsumerNotFound
 			}
+			if known {
+				bound = handedOut(c.CachedInfo(), bound, life)
+			}
+			cfg.Metadata = map[string]string{metadataBound: strconv.FormatUint(bound, 10), metadataLife: life}
 			switch {
 			case known:
-				cfg.Metadata = c.CachedInfo().Config.Metadata
 				c, err = s.t.js.UpdateConsumer(ctx, name, cfg)
 			case errors.Is(err, jetstream.ErrConsumerNotFound):
 				c, err = s.t.js.CreateOrUpdateConsumer(ctx, name, cfg)
@@ -126,11 +131,8 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 				return err
 			}
 			if createdMS(info.Created) == created {
-				to = &target{stream: name, consumer: durable, created: created, born: c.CachedInfo().Created, last: info.State.LastSeq}
+				to = &target{stream: name, consumer: durable, created: created, born: c.CachedInfo().Created, last: bound}
 				to.out, to.ackWait = c.CachedInfo().NumAckPending, c.CachedInfo().Config.AckWait
-				if known {
-					to.last = handedOut(c.CachedInfo(), to.last)
-				}
 				return nil
 			}
 		}
@@ -169,14 +171,17 @@ func (s *source) takesOver(c *jetstream.ConsumerInfo) bool {
 	return s.cfg.Sole && s.born.IsZero() && c.NumAckPending > 0
 }
 
-// handedOut is the sequence up to which messages of a stream that ends at last may have been handed out, by a consumer that was there
-// before us: as far as its server knows, and a little further, or as far as an earlier consumer may have come.
-func handedOut(c *jetstream.ConsumerInfo, last uint64) uint64 {
+// handedOut is the sequence up to which messages of a stream that ends at last may have been handed out without the consumer, which was
+// there before us, knowing of it: by an earlier consumer, or by a server that was killed and has forgotten its last ones.
+func handedOut(c *jetstream.ConsumerInfo, last uint64, life string) uint64 {
 	bound, err := strconv.ParseUint(c.Config.Metadata[metadataBound], 10, 64)
-	if err != nil {
+	switch {
+	case err != nil:
 		return last // not made by this version
+	case life == "" || c.Config.Metadata[metadataLife] != life:
+		bound = max(bound, c.Delivered.Stream+deliveredMargin)
 	}
-	return min(last, max(bound, c.Delivered.Stream+deliveredMargin))
+	return min(last, bound)
 }
 
 // durableName names a route's consumer on one stream.

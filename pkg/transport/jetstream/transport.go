@@ -63,6 +63,8 @@ type Config struct {
 	// Health, which may be nil, says what keeps a server in this process from storing messages, nil where nothing does; see
 	// Server.Err. Nothing is stored while it returns an error.
 	Health func() error
+	// Life, which may be nil, names the time since a server in this process was last killed; see Server.Life.
+	Life func() string
 	// Log may be nil.
 	Log *slog.Logger
 }
