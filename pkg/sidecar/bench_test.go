@@ -18,6 +18,7 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport/jetstream"
 )
 
 // benchBroker is a real server.
@@ -185,16 +186,18 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 	if err != nil {
 		b.Fatal(err)
 	}
-	bare := *cfg
-	bare.Modules = nil
-	warm, err := sidecar.New(b.Context(), &bare, sidecar.Options{Log: slog.New(slog.DiscardHandler), Runners: map[string]job.Runner{"m": job.RunnerFunc(nop)}, Hold: make(chan struct{})})
-	if err != nil {
-		b.Fatal(err)
+	makeRoute(b, cfg, name)
+	if e := cfg.Embedded; cfg.Transport == config.Embedded {
+		srv, err := jetstream.Embed(jetstream.EmbedConfig{Dir: e.Dir, Listen: e.Listen})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() {
+			if err := srv.Shutdown(context.WithoutCancel(b.Context())); err != nil {
+				b.Error(err)
+			}
+		}()
 	}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- warm.Run(ctx) }() // makes the subjects
-	<-warm.Running()
 	t, closeTransport, err := sidecar.Dial(b.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
@@ -217,11 +220,36 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 		})
 	}
 	wg.Wait()
-	cancel() // it held its routes; where the server is embedded it was the server
+	return name, cfg
+}
+
+// makeRoute runs a sidecar until its route has done a job, so that all that it needs of the broker is there.
+func makeRoute(b *testing.B, cfg *config.Config, subject string) {
+	b.Helper()
+	bare := *cfg
+	bare.Modules = nil
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	s, err := sidecar.New(ctx, &bare, sidecar.Options{
+		Log: slog.New(slog.DiscardHandler), Runners: map[string]job.Runner{"m": job.RunnerFunc(nop)}, Sink: countSink(cancel),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Running()
+	t, closeTransport, err := sidecar.Dial(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeTransport()
+	if err := t.Publisher().Publish(ctx, &transport.Message{Subject: subject}); err != nil {
+		b.Fatal(err)
+	}
 	if err := <-ended; err != nil {
 		b.Fatal(err)
 	}
-	return name, cfg
 }
 
 // freeAddr is an address on loopback that nobody uses.
