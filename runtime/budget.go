@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,21 +29,28 @@ func (e *Engine) MemoryUse() MemoryUse {
 	b := e.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return MemoryUse{b.limit, b.running, b.idle.Load(), len(b.queue), b.waits}
+	u := MemoryUse{b.limit, b.running.Load(), b.idle.Load(), len(b.queue), b.waits}
+	for p := range b.pools {
+		reserved, idle := p.seats.kept()
+		u.Running -= reserved
+		u.Idle += idle
+	}
+	return u
 }
 
 // budget shares the memory of all guests out among jobs. A job begins when all that it may take fits, and never waits once it
 // has begun, so no job waits for one that waits. First come is first served, so that a large one is not passed by small ones
 // for ever. Instances that wait for a job take what is left; the longest idle are given up when a job needs it.
 type budget struct {
-	limit int64 // 0: unbounded
-	idle  atomic.Int64
+	limit   int64 // 0: unbounded
+	idle    atomic.Int64
+	wanted  atomic.Int32 // jobs for which kept seats are to be given back
+	running atomic.Int64 // written under mu
 
-	mu      sync.Mutex
-	running int64
-	queue   []*waiter
-	pools   map[*pool]struct{}
-	waits   uint64
+	mu    sync.Mutex
+	queue []*waiter
+	pools map[*pool]struct{}
+	waits uint64
 }
 
 // waiter is a job that waits for n bytes. granted is closed when it has them.
@@ -62,6 +70,13 @@ func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Tim
 	}
 	b.mu.Lock()
 	if b.full(n) {
+		b.mu.Unlock()
+		b.wanted.Add(1)
+		defer b.wanted.Add(-1)
+		b.clear()
+		b.mu.Lock()
+	}
+	if b.full(n) {
 		w := &waiter{n, make(chan struct{})}
 		b.queue = append(b.queue, w)
 		b.waits++
@@ -77,8 +92,7 @@ func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Tim
 		b.makeRoom(own)
 		return nil
 	}
-	b.running += n
-	crowded := b.limit > 0 && b.running+b.idle.Load() > b.limit
+	crowded := b.running.Add(n)+b.idle.Load() > b.limit && b.limit > 0
 	b.mu.Unlock()
 	if crowded {
 		b.makeRoom(own)
@@ -86,15 +100,28 @@ func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Tim
 	return nil
 }
 
+// clear has all pools give back the seats that they keep.
+func (b *budget) clear() {
+	b.mu.Lock()
+	pools := slices.Collect(maps.Keys(b.pools))
+	b.mu.Unlock()
+	for _, p := range pools {
+		p.seats.clear(p, time.Time{})
+	}
+}
+
+// tight says whether so much is reserved that what is not in use should be given back at once.
+func (b *budget) tight() bool { return b.limit > 0 && b.running.Load() > b.limit/2 }
+
 // full says whether a job that wants n bytes must wait. The caller holds mu.
 func (b *budget) full(n int64) bool {
-	return b.limit > 0 && (len(b.queue) > 0 || b.running+n > b.limit)
+	return b.limit > 0 && (len(b.queue) > 0 || b.running.Load()+n > b.limit)
 }
 
 func (b *budget) release(n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.running -= n
+	b.running.Add(-n)
 	b.grant()
 }
 
@@ -105,17 +132,17 @@ func (b *budget) leave(w *waiter) {
 	if i := slices.Index(b.queue, w); i >= 0 {
 		b.queue = slices.Delete(b.queue, i, i+1)
 	} else {
-		b.running -= w.n
+		b.running.Add(-w.n)
 	}
 	b.grant()
 }
 
 // grant lets those begin who are first in the queue and fit. The caller holds mu.
 func (b *budget) grant() {
-	for len(b.queue) > 0 && b.running+b.queue[0].n <= b.limit {
+	for len(b.queue) > 0 && b.running.Load()+b.queue[0].n <= b.limit {
 		w := b.queue[0]
 		b.queue = slices.Delete(b.queue, 0, 1)
-		b.running += w.n
+		b.running.Add(w.n)
 		close(w.granted)
 	}
 }
@@ -128,7 +155,7 @@ func (b *budget) makeRoom(own *pool) {
 	}
 	for {
 		b.mu.Lock()
-		over := b.running + b.idle.Load() - b.limit
+		over := b.running.Load() + b.idle.Load() - b.limit
 		if own != nil {
 			over -= own.next()
 		}
@@ -173,59 +200,55 @@ func (b *budget) part(p *pool) {
 	delete(b.pools, p)
 }
 
-// admission says that a job of a module has the memory that it may take, n bytes. The module is not closed before it has run.
-type admission struct {
-	m *Module // nil: it was admitted elsewhere
-	n int64
-}
-
-// release gives the memory back.
-func (a admission) release() {
-	if a.m != nil {
-		a.m.engine.budget.release(a.n)
-		a.m.runs.Done()
-	}
-}
-
-type admissionKey struct{}
+type seatKey struct{}
 
 // Admit waits until there is memory for a job, so that whoever bounds the time of its run can begin to count after it. The
-// context is for Run, after which release must be called once; the module stays open for it until then. Where it returns an error the job has not begun: KindExpired when
-// the job's time to begin has passed, else KindUnavailable, because ctx ended or too much time went by.
+// context is for Run, one at a time, after which release must be called once; the module stays open for it until then. Where it
+// returns an error the job has not begun: KindExpired when the job's time to begin has passed, else KindUnavailable, because ctx
+// ended or too much time went by.
 func (m *Module) Admit(ctx context.Context, j *job.Job) (running context.Context, release func(), err error) {
 	return m.admitFor(ctx, j, m.own)
 }
 
 func (m *Module) admitFor(ctx context.Context, j *job.Job, t terms) (context.Context, func(), error) {
-	a, err := m.admit(ctx, j, t)
-	if err != nil {
+	s, own, err := m.admit(ctx, j, t)
+	switch {
+	case err != nil:
 		return nil, nil, err
+	case !own:
+		return ctx, func() {}, nil
 	}
-	return context.WithValue(ctx, admissionKey{}, admission{m: m}), a.release, nil
+	return context.WithValue(ctx, seatKey{}, s), s.release, nil
 }
 
-// admit is Admit for a job with terms; it does nothing for one that is admitted already.
-func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (admission, error) {
-	if a, ok := ctx.Value(admissionKey{}).(admission); ok && a.m == m {
-		return admission{}, nil
-	}
-	if err := m.enter(); err != nil {
-		return admission{}, err
+// admit is Admit for a job with terms. The seat is the caller's own, to be released, unless the job is admitted already.
+func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (s *seat, own bool, err error) {
+	if s, ok := ctx.Value(seatKey{}).(*seat); ok && s != nil && s.m == m {
+		return s, false, nil
 	}
 	p, _ := m.instances.(*pool)
-	a := admission{m, m.need(t, p)}
-	until, expires := time.Now().Add(patience), j != nil && !j.ExpiresAt.IsZero()
+	n := m.need(t, p)
+	expires := j != nil && !j.ExpiresAt.IsZero()
+	if p != nil && ctx.Err() == nil && (!expires || time.Now().Before(j.ExpiresAt)) {
+		if s := p.seats.get(n); s != nil {
+			return s, true, nil
+		}
+	}
+	if err := m.enter(); err != nil {
+		return nil, false, err
+	}
+	until := time.Now().Add(patience)
 	if expires && j.ExpiresAt.Before(until) {
 		until = j.ExpiresAt
 	}
-	if err := m.engine.budget.reserve(ctx, a.n, p, until); err != nil {
+	if err := m.engine.budget.reserve(ctx, n, p, until); err != nil {
 		m.runs.Done()
 		if ctx.Err() == nil && expires && !time.Now().Before(j.ExpiresAt) {
-			return admission{}, m.failed(job.Errorf(job.KindExpired, "the job expired while it waited for memory (memory_budget)"))
+			return nil, false, m.failed(job.Errorf(job.KindExpired, "the job expired while it waited for memory (memory_budget)"))
 		}
-		return admission{}, m.failed(job.Errorf(job.KindUnavailable, "wait for memory (memory_budget): %w", err))
+		return nil, false, m.failed(job.Errorf(job.KindUnavailable, "wait for memory (memory_budget): %w", err))
 	}
-	return a, nil
+	return &seat{m: m, n: n}, true, nil
 }
 
 // need is how much memory a job may take: what it is allowed, or less where the module wants less. A guest that is about to be

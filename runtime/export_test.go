@@ -6,23 +6,36 @@ func Idle(m *Module) []int {
 	if !ok {
 		return nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	jobs := []int{}
-	for _, i := range p.idle {
-		jobs = append(jobs, i.in.jobs)
+	for _, in := range p.waiting() {
+		jobs = append(jobs, in.jobs)
 	}
 	return jobs
+}
+
+// waiting returns the instances that wait for a job.
+func (p *pool) waiting() []*instance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []*instance
+	for _, i := range p.idle {
+		all = append(all, i.in)
+	}
+	p.seats.mu.Lock()
+	defer p.seats.mu.Unlock()
+	for _, s := range p.seats.row {
+		if s.free.Load() {
+			all = append(all, s.in.Load())
+		}
+	}
+	return all
 }
 
 // Frozen returns how many of those instances go on from where their program was frozen.
 func Frozen(m *Module) int {
 	n := 0
-	p := m.instances.(*pool)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, i := range p.idle {
-		if i.in.frozen != nil {
+	for _, in := range m.instances.(*pool).waiting() {
+		if in.frozen != nil {
 			n++
 		}
 	}

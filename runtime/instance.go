@@ -14,18 +14,24 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/runtime/wasi"
 )
 
-// run is what one job brings to its instance.
+// run is what one job brings to its instance. All that it has is allocated at once.
 type run struct {
 	bounded // what stops the guest
-	call    *host.Call
+	call    host.Call
 	process wasi.Process
 	vars    []string // what the process's environment is without the job's own
 	limits  Limits
+	seat    *seat // of its job; may be nil
+
+	inner wasi.Context
+	outer host.Context
 }
 
 // context returns a context that carries the run to host functions.
 func (r *run) context() context.Context {
-	return host.WithCall(wasi.WithProcess(&r.bounded, &r.process), r.call)
+	r.inner = wasi.Context{Context: &r.bounded, Process: &r.process}
+	r.outer = host.Context{Context: &r.inner, Call: &r.call}
+	return &r.outer
 }
 
 // close ends the run.
@@ -151,8 +157,8 @@ type instances interface {
 	// get returns an instance whose guest is initialized and has seen no job, and begins the run's call. ctx carries the run to
 	// host functions and bounds it.
 	get(ctx context.Context, r *run) (*instance, error)
-	// put takes back what get returned; err is how its job ended.
-	put(in *instance, err error)
+	// put takes back what get returned for a job with a seat; err is how the job ended.
+	put(s *seat, in *instance, err error)
 	// close gives back what is kept. All instances have been put back.
 	close() error
 }
@@ -178,7 +184,7 @@ func (f *fresh) get(ctx context.Context, r *run) (*instance, error) {
 	return in, nil
 }
 
-func (*fresh) put(in *instance, _ error) { in.close() }
+func (*fresh) put(_ *seat, in *instance, _ error) { in.close() }
 
 func (*fresh) close() error { return nil }
 

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
-	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
 
 // Measurement says what Measure is to do.
@@ -281,7 +280,7 @@ func (e *Engine) anatomy(ctx context.Context, want Measurement, out *Measured) (
 		var held []*instance
 		giveBack := func() {
 			for _, in := range held {
-				m.instances.put(in, nil)
+				m.instances.put(nil, in, nil)
 			}
 		}
 		pages = 0
@@ -311,15 +310,17 @@ const osPageSize = 4 << 10
 // dissect runs the job on an instance whose memory holds nothing of its own before, and returns the instance and how many pages
 // the job has written; -1 where that is not known.
 func (m *Module) dissect(ctx context.Context, j *job.Job) (in *instance, pages int, err error) {
-	admitted, err := m.admit(ctx, j, m.own)
+	seat, own, err := m.admit(ctx, j, m.own)
 	if err != nil {
 		return nil, -1, err
 	}
-	defer admitted.release()
-	call := host.NewCall(m.own.grants, j)
-	defer call.End()
-	r := m.newRun(ctx, call, m.own.limits, time.Now().Add(m.own.limits.Time))
+	if own {
+		defer seat.release()
+	}
+	r := m.newRun(ctx, j, m.own, time.Now().Add(m.own.limits.Time), seat)
 	defer r.close()
+	call := &r.call
+	defer call.End()
 	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
 	ctx = r.context()
 	if in, err = m.instances.get(ctx, r); err != nil {

@@ -42,10 +42,14 @@ type memories interface {
 
 // image is what the memory of a guest held when it was ready for its first job.
 type image struct {
-	bytes []byte
-	fd    int          // of the file that bytes are mapped from, where they are
-	free  func() error // may be nil
+	bytes  []byte
+	fd     int          // of the file that bytes are mapped from, where they are
+	filled []span       // of a small one, where that is known, what is not zero
+	free   func() error // may be nil
 }
+
+// span is a range of bytes of a memory.
+type span struct{ lo, hi int }
 
 func (img *image) close() error {
 	if img == nil || img.free == nil {

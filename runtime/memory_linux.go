@@ -77,6 +77,7 @@ func (p *mapped) image(b []byte) (*image, error) {
 		return nil, errors.Join(fmt.Errorf("map memory image: %w", err), img.close())
 	}
 	img.free = func() error { return errors.Join(unix.Munmap(img.bytes), unix.Close(fd)) }
+	img.filled = filled(b)
 	return img, nil
 }
 
@@ -99,6 +100,22 @@ func writeImage(fd int, b []byte) error {
 		}
 	}
 	return nil
+}
+
+// filled returns the pages of a small memory that hold more than zeros: to clear the rest costs half of copying it.
+func filled(b []byte) []span {
+	var spans []span
+	for at := 0; at < len(b) && len(b) <= smallMemory; at += osPage {
+		end := min(at+osPage, len(b))
+		switch n := len(spans); {
+		case isZero(b[at:end]):
+		case n > 0 && spans[n-1].hi == at:
+			spans[n-1].hi = end
+		default:
+			spans = append(spans, span{at, end})
+		}
+	}
+	return spans
 }
 
 func isZero(b []byte) bool {
@@ -176,7 +193,12 @@ func (m *mapping) reset(img *image) error {
 		return errSmaller
 	}
 	if m.size <= smallMemory {
-		clear(m.space[copy(m.space, img.bytes):m.size])
+		at := 0
+		for _, s := range img.filled {
+			clear(m.space[at:s.lo])
+			at = s.lo + copy(m.space[s.lo:s.hi], img.bytes[s.lo:s.hi])
+		}
+		clear(m.space[at:m.size])
 		return nil
 	}
 	pages, at := 0, 0
@@ -225,9 +247,6 @@ func countWritten(mem memory) int {
 	}
 	return pages
 }
-
-// span is a range of bytes of a memory.
-type span struct{ lo, hi int }
 
 // written returns private pages from byte at on, in order, and how far it looked.
 func (m *mapping) written(at int) ([]span, int, error) {

@@ -102,11 +102,13 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 			res, err = nil, m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()
-	admitted, err := m.admit(ctx, j, t)
+	seat, own, err := m.admit(ctx, j, t)
 	if err != nil {
 		return nil, err
 	}
-	defer admitted.release()
+	if own {
+		defer seat.release()
+	}
 
 	start := time.Now()
 	limit := t.limits.Time
@@ -116,12 +118,14 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 	if d, ok := ctx.Deadline(); ok {
 		limit = min(limit, max(d.Sub(start), 0))
 	}
-	call := host.NewCall(t.grants, j)
-	r := m.newRun(ctx, call, t.limits, start.Add(limit))
+	r := m.newRun(ctx, j, t, start.Add(limit), seat)
 	defer r.close()
+	call := &r.call
 	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: limit, most: t.limits.Memory, call: call}
 	m.run(&e, r)
 	call.End()
+	over := time.Now()
+	seat.used.Store(over.UnixNano())
 	if err := e.verdict(); err != nil {
 		return nil, m.failed(err)
 	}
@@ -132,7 +136,7 @@ func (m *Module) runWithin(ctx context.Context, j *job.Job, t terms) (res *job.R
 		Module:   m.name,
 		Digest:   m.code.digest,
 		Fuel:     e.fuel,
-		Duration: time.Since(start),
+		Duration: over.Sub(start),
 	}, nil
 }
 
@@ -144,19 +148,22 @@ func (m *Module) Try(ctx context.Context) (err error) {
 			err = m.failed(job.Errorf(job.KindInternal, "host panicked: %s", job.CleanText(fmt.Sprint(p))))
 		}
 	}()
-	admitted, err := m.admit(ctx, nil, m.own)
+	seat, own, err := m.admit(ctx, nil, m.own)
 	if err != nil {
 		return err
 	}
-	defer admitted.release()
-	call := host.NewCall(m.own.grants, &job.Job{ID: "try", Module: m.name, Attempt: 1})
-	r := m.newRun(ctx, call, m.own.limits, time.Now().Add(m.own.limits.Time))
+	if own {
+		defer seat.release()
+	}
+	r := m.newRun(ctx, &job.Job{ID: "try", Module: m.name, Attempt: 1}, m.own, time.Now().Add(m.own.limits.Time), seat)
 	defer r.close()
+	call := &r.call
 	e := ended{code: m.code, parent: ctx, ctx: &r.bounded, limit: m.own.limits.Time, most: m.own.limits.Memory, call: call}
 	in, err := m.instances.get(r.context(), r)
 	if err == nil {
-		m.instances.put(in, nil)
+		m.instances.put(seat, in, nil)
 	}
+	seat.used.Store(time.Now().UnixNano())
 	e.err = err
 	call.End()
 	if err := e.verdict(); err != nil {
@@ -165,10 +172,12 @@ func (m *Module) Try(ctx context.Context) (err error) {
 	return nil
 }
 
-// newRun returns a run that ends with ctx, or at a time. It must be closed.
-func (m *Module) newRun(ctx context.Context, c *host.Call, limits Limits, until time.Time) *run {
-	return &run{bounded: bounded{Context: ctx, until: until, meter: newMeter(limits)},
-		call: c, process: m.around.process(c, limits), vars: m.around.vars, limits: limits}
+// newRun returns the run of a job with terms, which ends with ctx, or at a time. It must be closed.
+func (m *Module) newRun(ctx context.Context, j *job.Job, t terms, until time.Time, s *seat) *run {
+	r := &run{bounded: bounded{Context: ctx, until: until, meter: newMeter(t.limits)},
+		call: host.Call{Grants: t.grants, Job: j}, vars: m.around.vars, limits: t.limits, seat: s}
+	r.process = m.around.process(&r.call, t.limits)
+	return r
 }
 
 // run takes the job through an instance and fills in how it ended.
@@ -179,7 +188,7 @@ func (m *Module) run(e *ended, r *run) {
 		e.err = err
 		return
 	}
-	defer func() { m.instances.put(in, e.err) }()
+	defer func() { m.instances.put(r.seat, in, e.err) }()
 	before := in.size()
 	if int64(before) > limits.Memory {
 		e.err = &host.Fault{Kind: job.KindLimit, Err: ErrMemory, Text: fmt.Sprintf("%v: the guest has %s to begin with, and %s is allowed (limits.memory)",
@@ -234,6 +243,9 @@ func (m *Module) Close(ctx context.Context) error {
 	first := !m.closed
 	m.closed = true
 	m.mu.Unlock()
+	if p, ok := m.instances.(*pool); ok {
+		p.end()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

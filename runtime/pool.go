@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +43,6 @@ const (
 	maxBytes   = 64 << 30    // that its jobs read, wrote and took as memory, all together
 	maxIdle    = 64          // that wait already
 	idleFor    = time.Minute // for which it was not needed
-	near       = 8           // of the last to come, among which one is sought that this processor has used
 )
 
 // pool keeps instances for further jobs. It makes the first by running the guest's initialization and takes an image of what
@@ -60,14 +58,14 @@ type pool struct {
 	module string
 	budget *budget
 
-	snap atomic.Pointer[snapshot] // set under mu, once
+	snap  atomic.Pointer[snapshot] // set under mu, once
+	seats seats
 
 	mu      sync.Mutex
 	thawed  error     // why they cannot
 	halted  *snapshot // of the first program that was frozen
 	refused bool      // there can be no image: instances are for one job each
 	idle    []idler
-	last    sync.Pool // of instances that came back, by processor: its caches hold what they wrote
 }
 
 // idler is an instance that waits for a job; the last to come is the first to go.
@@ -84,7 +82,10 @@ type snapshot struct {
 }
 
 func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
-	in, snap := p.take()
+	in, snap := r.seat.leave(), p.snap.Load()
+	if in == nil {
+		in = p.take()
+	}
 	if in != nil && (p.reuse || in.frozen != nil) && int64(in.size()) > r.limits.Memory {
 		in.close() // it took more for another job, or before it was frozen, than this one may
 		in = nil
@@ -116,7 +117,7 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 		r.process.SetState(snap.state)
 		if in.function(abi.Reseed) != nil && !p.reuse {
 			if _, err := in.call(ctx, abi.Reseed); err != nil {
-				p.put(in, err)
+				p.put(r.seat, in, err)
 				return nil, fmt.Errorf("reseed guest: %w", err)
 			}
 		}
@@ -125,26 +126,19 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	return in, nil
 }
 
-// take returns an idle instance, nil when there is none, and the snapshot, nil before there is one.
-func (p *pool) take() (*instance, *snapshot) {
-	own, _ := p.last.Get().(*instance)
+// take returns an idle instance, nil when there is none.
+func (p *pool) take() *instance {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.idle)
 	if n == 0 {
-		return nil, p.snap.Load()
+		return nil
 	}
-	at := n - 1
-	for i := at; i >= max(0, n-near); i-- {
-		if p.idle[i].in == own {
-			at = i
-			break
-		}
-	}
-	in := p.idle[at].in
-	p.idle = slices.Delete(p.idle, at, at+1)
+	in := p.idle[n-1].in
+	p.idle[n-1] = idler{}
+	p.idle = p.idle[:n-1]
 	p.budget.idle.Add(-int64(in.size()))
-	return in, p.snap.Load()
+	return in
 }
 
 // ready says whether further instances need no initialization.
@@ -228,7 +222,7 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 	return snap, in.become(snap)
 }
 
-func (p *pool) put(in *instance, err error) {
+func (p *pool) put(s *seat, in *instance, err error) {
 	crash := crashed(err)
 	if crash {
 		in.crashes++
@@ -255,7 +249,13 @@ func (p *pool) put(in *instance, err error) {
 			return
 		}
 	}
-	p.last.Put(in)
+	if !s.take(in) {
+		p.keep(in)
+	}
+}
+
+// keep has an instance wait for any job.
+func (p *pool) keep(in *instance) {
 	now := time.Now()
 	var old *instance
 	p.mu.Lock()
@@ -287,6 +287,26 @@ func crashed(err error) bool {
 	var exit *sys.ExitError
 	var code exitCode
 	return !errors.As(err, &exit) && !errors.As(err, &code)
+}
+
+// sweep closes what was not used since a time.
+func (p *pool) sweep(since time.Time) {
+	p.seats.clear(p, since)
+	var old []*instance
+	p.mu.Lock()
+	for len(p.idle) > 0 && p.idle[0].since.Before(since) {
+		old = append(old, p.shift())
+	}
+	p.mu.Unlock()
+	for _, in := range old {
+		in.close()
+	}
+}
+
+// end keeps no seat any more: the module is about to be closed.
+func (p *pool) end() {
+	p.seats.closed.Store(true)
+	p.seats.clear(p, time.Time{})
 }
 
 func (p *pool) close() error {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/examples/guests"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
-	"github.com/wasmsidecar/wasmsidecar/runtime/host"
 )
 
 // with returns a module whose instances are reset by m, and what its engine logs.
@@ -36,9 +35,9 @@ func with(t *testing.T, m means, guest string) (*Module, *bytes.Buffer) {
 	return mod, &log
 }
 
-func stains(t *testing.T, m *Module, mode byte) {
+func stains(t *testing.T, m *Module, mode byte, s *seat) {
 	t.Helper()
-	r, err := m.Run(t.Context(), &job.Job{ID: "1", Body: []byte{mode}})
+	r, err := m.Run(context.WithValue(t.Context(), seatKey{}, s), &job.Job{ID: "1", Body: []byte{mode}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,16 +51,16 @@ func TestNoShrink(t *testing.T) {
 	t.Parallel()
 	m, _ := with(t, means{memories: portable{}}, "stains")
 	for range 3 {
-		stains(t, m, 0)
+		stains(t, m, 0, nil)
 	}
 	if idle := Idle(m); len(idle) != 1 || idle[0] != 3 {
 		t.Errorf("instances %v, want one that had three jobs", idle)
 	}
-	stains(t, m, 7)
+	stains(t, m, 7, nil)
 	if idle := Idle(m); len(idle) != 0 {
 		t.Errorf("instances %v after one has grown, want none", idle)
 	}
-	stains(t, m, 0)
+	stains(t, m, 0, nil)
 }
 
 // tight memories can put back images of one page only.
@@ -74,7 +73,7 @@ func TestImageTooLarge(t *testing.T) {
 	t.Parallel()
 	m, log := with(t, means{memories: tight{}, shrinks: true}, "stains")
 	for range 3 {
-		stains(t, m, 0)
+		stains(t, m, 0, nil)
 	}
 	if idle := Idle(m); len(idle) != 0 {
 		t.Errorf("instances %v are kept", idle)
@@ -98,19 +97,41 @@ func TestNoMemory(t *testing.T) {
 func TestIdleInstancesGo(t *testing.T) {
 	t.Parallel()
 	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
-	stains(t, m, 0)
 	p := m.instances.(*pool)
+	seats := make([]*seat, 3)
+	for i := range seats { // in use at once
+		var err error
+		if seats[i], _, err = m.admit(t.Context(), nil, m.own); err != nil {
+			t.Fatal(err)
+		}
+		stains(t, m, 0, seats[i])
+	}
+	for i, s := range seats {
+		s.used.Store(time.Now().Add(time.Duration(i-3) * idleFor).UnixNano())
+		s.release()
+	}
 	p.mu.Lock()
-	old, since := p.idle[0].in, time.Now().Add(-2*idleFor)
-	p.idle = nil
+	for i := range p.idle {
+		p.idle[i].since = time.Now().Add(-2 * idleFor)
+	}
 	p.mu.Unlock()
-	stains(t, m, 0)
-	p.mu.Lock()
-	p.idle = append([]idler{{old, since}}, p.idle...)
-	p.mu.Unlock()
-	stains(t, m, 0)
-	if idle := Idle(m); len(idle) != 1 || idle[0] != 2 || !old.module.IsClosed() {
+	old := p.waiting()
+	if len(old) != len(seats) {
+		t.Fatalf("%d instances wait", len(old))
+	}
+	p.seats.swept.Store(0)
+	stains(t, m, 0, nil)
+	if idle := Idle(m); len(idle) != 1 || idle[0] != 2 {
 		t.Errorf("instances %v, want the busy one only", idle)
+	}
+	closed := 0
+	for _, in := range old {
+		if in.module.IsClosed() {
+			closed++
+		}
+	}
+	if closed != len(old)-1 {
+		t.Errorf("%d of %d instances are closed", closed, len(old))
 	}
 }
 
@@ -121,8 +142,7 @@ func TestIdleInstancesAreBounded(t *testing.T) {
 	p := m.instances.(*pool)
 	var used []*instance
 	for range maxIdle + 5 {
-		c := host.NewCall(m.own.grants, &job.Job{ID: "1"})
-		r := m.newRun(t.Context(), c, m.own.limits, time.Now().Add(time.Minute))
+		r := m.newRun(t.Context(), &job.Job{ID: "1"}, m.own, time.Now().Add(time.Minute), nil)
 		defer r.close()
 		in, err := p.get(r.context(), r)
 		if err != nil {
@@ -131,7 +151,7 @@ func TestIdleInstancesAreBounded(t *testing.T) {
 		used = append(used, in)
 	}
 	for _, in := range used {
-		p.put(in, nil)
+		p.put(nil, in, nil)
 	}
 	if idle := Idle(m); len(idle) != maxIdle {
 		t.Errorf("%d instances wait, want %d", len(idle), maxIdle)
@@ -208,9 +228,7 @@ func TestBytesWearOut(t *testing.T) {
 	}
 	echo()
 	p := m.instances.(*pool)
-	p.mu.Lock()
-	in := p.idle[0].in
-	p.mu.Unlock()
+	in := p.waiting()[0]
 	if in.bytes != 2000 {
 		t.Errorf("%d bytes are counted of a job that read and wrote 1000", in.bytes)
 	}
@@ -244,5 +262,22 @@ func TestPortableByEnvironment(t *testing.T) {
 		if r, err := m.Run(t.Context(), &job.Job{Body: []byte{0}}); err != nil || r.Body[0] != 0 {
 			t.Fatalf("%v, %v", r, err)
 		}
+	}
+}
+
+// A job that ends after its module was closed keeps no seat, for which closing would wait.
+func TestNoSeatAfterEnd(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
+	s, _, err := m.admit(t.Context(), nil, m.own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stains(t, m, 0, s)
+	p := m.instances.(*pool)
+	p.end()
+	s.release()
+	if reserved, _ := p.seats.kept(); reserved != 0 || len(p.seats.row) != 0 {
+		t.Errorf("%d bytes are reserved by %d seats", reserved, len(p.seats.row))
 	}
 }

@@ -184,28 +184,28 @@ func (c *Call) Write(p []byte) (int, error) {
 }
 
 // WithCall returns a context that carries c to the host functions.
-func WithCall(ctx context.Context, c *Call) context.Context { return &callContext{ctx, c} }
+func WithCall(ctx context.Context, c *Call) context.Context { return &Context{ctx, c} }
 
-// callContext finds its call without allocating: host functions look it up on every call.
-type callContext struct {
+// Context is what WithCall returns. Host functions find their call in it without allocating.
+type Context struct {
 	context.Context
-	call *Call
+	Call *Call
 }
 
 type callKey struct{}
 
 // Value implements context.Context.
-func (c *callContext) Value(key any) any {
+func (c *Context) Value(key any) any {
 	if _, ok := key.(callKey); ok {
-		return c.call
+		return c.Call
 	}
 	return c.Context.Value(key)
 }
 
 // callOf returns the call that ctx carries. Host functions run in no other context.
 func callOf(ctx context.Context) *Call {
-	if c, ok := ctx.(*callContext); ok {
-		return c.call
+	if c, ok := ctx.(*Context); ok {
+		return c.Call
 	}
 	c, _ := ctx.Value(callKey{}).(*Call)
 	if c == nil {

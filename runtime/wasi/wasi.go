@@ -76,28 +76,28 @@ func (p *Process) SetState(s State) { p.state = s }
 func (p *Process) open(fd uint32) bool { return fd < 3 && !p.state.closed[fd] }
 
 // WithProcess returns a context that carries p to the functions of this package.
-func WithProcess(ctx context.Context, p *Process) context.Context { return &processContext{ctx, p} }
+func WithProcess(ctx context.Context, p *Process) context.Context { return &Context{ctx, p} }
 
-// processContext finds its process without allocating: functions look it up on every call.
-type processContext struct {
+// Context is what WithProcess returns. Functions find their process in it without allocating.
+type Context struct {
 	context.Context
-	process *Process
+	Process *Process
 }
 
 type processKey struct{}
 
 // Value implements context.Context.
-func (c *processContext) Value(key any) any {
+func (c *Context) Value(key any) any {
 	if _, ok := key.(processKey); ok {
-		return c.process
+		return c.Process
 	}
 	return c.Context.Value(key)
 }
 
 // processOf returns the process that ctx carries; one that has nothing where it carries none.
 func processOf(ctx context.Context) *Process {
-	if c, ok := ctx.(*processContext); ok {
-		return c.process
+	if c, ok := ctx.(*Context); ok {
+		return c.Process
 	}
 	if p, ok := ctx.Value(processKey{}).(*Process); ok {
 		return p
