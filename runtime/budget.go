@@ -221,6 +221,14 @@ func (m *Module) admitFor(ctx context.Context, j *job.Job, t terms) (context.Con
 	return context.WithValue(ctx, seatKey{}, s), s.release, nil
 }
 
+// Admitted returns the module that the job of a context was admitted to; nil when there is none.
+func Admitted(ctx context.Context) *Module {
+	if s, ok := ctx.Value(seatKey{}).(*seat); ok && s != nil {
+		return s.m
+	}
+	return nil
+}
+
 // admit is Admit for a job with terms. The seat is the caller's own, to be released, unless the job is admitted already.
 func (m *Module) admit(ctx context.Context, j *job.Job, t terms) (s *seat, own bool, err error) {
 	if s, ok := ctx.Value(seatKey{}).(*seat); ok && s != nil && s.m == m {

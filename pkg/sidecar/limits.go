@@ -4,10 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"sync"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 
-	"github.com/wasmsidecar/wasmsidecar/middleware"
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/runtime"
@@ -47,28 +47,38 @@ func dirsOf(dirs []*config.Dir) []runtime.Dir {
 	return out
 }
 
-// within returns find for a route: its limits hold beside the modules' own.
-func (ms *modules) within(l config.RouteLimits) func(j *job.Job) (job.Runner, error) {
-	limits := routeLimits(l)
-	return func(j *job.Job) (job.Runner, error) {
-		r, err := ms.find(j)
-		if s, ok := r.(*slot); ok && err == nil {
-			return s.within(limits), nil
-		}
-		return r, err
-	}
+// bounds are a route's limits, which hold beside the modules' own.
+type bounds struct {
+	ms     *modules
+	limits runtime.Limits
+	slots  sync.Map // *limited by *slot
 }
 
-// admit waits for what the runner of a route's job needs.
-func (ms *modules) admit(l config.RouteLimits) middleware.Admit {
-	limits := routeLimits(l)
-	return func(ctx context.Context, j *job.Job) (context.Context, func(), error) {
-		r, err := ms.find(j)
-		if s, ok := r.(*slot); ok && err == nil {
-			return s.admit(ctx, j, limits)
-		}
-		return ctx, func() {}, nil // what is wrong is found again when it is run
+func (ms *modules) within(l config.RouteLimits) *bounds {
+	return &bounds{ms: ms, limits: routeLimits(l)}
+}
+
+// find is modules.find within the limits.
+func (b *bounds) find(j *job.Job) (job.Runner, error) {
+	r, err := b.ms.find(j)
+	s, ok := r.(*slot)
+	if !ok || err != nil {
+		return r, err
 	}
+	if l, ok := b.slots.Load(s); ok {
+		return l.(*limited), nil
+	}
+	l, _ := b.slots.LoadOrStore(s, &limited{s: s, l: b.limits})
+	return l.(*limited), nil
+}
+
+// admit waits for what the runner of a job needs.
+func (b *bounds) admit(ctx context.Context, j *job.Job) (context.Context, func(), error) {
+	r, err := b.find(j)
+	if l, ok := r.(*limited); ok && err == nil {
+		return l.admit(ctx, j)
+	}
+	return ctx, func() {}, nil // what is wrong is found again when it is run
 }
 
 // budget is what the memory of all guests may take together: what the configuration says, else three fifths of what the process

@@ -35,7 +35,7 @@ func TestPure(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(ms.close)
-			r, err := ms.within(config.RouteLimits{})(&job.Job{Module: "m"})
+			r, err := ms.within(config.RouteLimits{}).find(&job.Job{Module: "m"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -351,8 +351,9 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 	var routes []router.Route
 	var breakers []*middleware.Breakers
 	for _, r := range s.cfg.Routes {
+		within := s.modules.within(r.Limits)
 		cfg := middleware.Config{
-			Route: r.Name, Runner: s.modules.within(r.Limits), Admit: s.modules.admit(r.Limits), To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
+			Route: r.Name, Runner: within.find, Admit: within.admit, To: r.To, DeadLetter: r.DeadLetter, Envelope: transport.Envelope(r.Envelope),
 			Publisher: p.transport.Publisher(), Replier: p.transport.Replier(),
 			Retry: middleware.RetryPolicy{
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,

@@ -42,42 +42,46 @@ func (s *slot) Run(ctx context.Context, j *job.Job) (res *job.Result, err error)
 // Pure implements job.Pure. What a module is granted comes from the configuration, whatever its version.
 func (s *slot) Pure() bool { return s.current.Load().Pure() }
 
-// limited is a slot with limits beside the module's own.
+// limited is a slot with a route's limits beside the module's own.
 type limited struct {
-	s *slot
-	l runtime.Limits
+	s       *slot
+	l       runtime.Limits
+	bounded atomic.Pointer[bounded] // of the version that ran last
 }
 
-// within is the slot with limits beside the module's own.
-func (s *slot) within(l runtime.Limits) job.Runner { return limited{s, l} }
+// bounded is a version with the limits.
+type bounded struct {
+	m *runtime.Module
+	b *runtime.Bounded
+}
+
+// of is m within the limits.
+func (r *limited) of(m *runtime.Module) *runtime.Bounded {
+	if b := r.bounded.Load(); b != nil && b.m == m {
+		return b.b
+	}
+	b := &bounded{m, m.Within(r.l)}
+	r.bounded.Store(b)
+	return b.b
+}
 
 // Run is slot.Run within the limits.
-func (r limited) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
+func (r *limited) Run(ctx context.Context, j *job.Job) (res *job.Result, err error) {
 	r.s.with(ctx, func(m *runtime.Module) error {
-		res, err = m.Within(r.l).Run(ctx, j)
+		res, err = r.of(m).Run(ctx, j)
 		return err
 	})
 	return res, err
 }
 
 // Pure implements job.Pure.
-func (r limited) Pure() bool { return r.s.Pure() }
-
-// admitted says which version a job was admitted to, on which it will run.
-type admitted struct {
-	s *slot
-	m *runtime.Module
-}
-
-type admittedKey struct{}
+func (r *limited) Pure() bool { return r.s.Pure() }
 
 // admit waits until there is memory for a job, which then runs on the version that is current now. The context is for the run;
 // release must be called after it.
-func (s *slot) admit(ctx context.Context, j *job.Job, l runtime.Limits) (running context.Context, release func(), err error) {
-	s.with(ctx, func(m *runtime.Module) error {
-		if running, release, err = m.Within(l).Admit(ctx, j); err == nil {
-			running = context.WithValue(running, admittedKey{}, admitted{s, m})
-		}
+func (r *limited) admit(ctx context.Context, j *job.Job) (running context.Context, release func(), err error) {
+	r.s.with(ctx, func(m *runtime.Module) error {
+		running, release, err = r.of(m).Admit(ctx, j)
 		return err
 	})
 	return running, release, err
@@ -86,8 +90,8 @@ func (s *slot) admit(ctx context.Context, j *job.Job, l runtime.Limits) (running
 // with calls f with the version that the job was admitted to, else the one that is current. It does so again if that was replaced
 // and closed between the two, when f has done nothing yet.
 func (s *slot) with(ctx context.Context, f func(*runtime.Module) error) {
-	if a, ok := ctx.Value(admittedKey{}).(admitted); ok && a.s == s {
-		_ = f(a.m) // which keeps it
+	if m := runtime.Admitted(ctx); m != nil && m.Name() == s.name {
+		_ = f(m) // which keeps it
 		return
 	}
 	for {
