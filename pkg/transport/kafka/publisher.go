@@ -74,8 +74,27 @@ type publisher struct {
 	cl  *kgo.Client
 	max atomic.Int64 // Message.Size that fits every sink
 
+	wave atomic.Pointer[wave] // the last
+
 	mu     sync.Mutex
 	purged map[string]time.Time // topics that the producer was made to forget
+}
+
+// wave is calls that began at about the same time, which wait for as long: a timer for each would cost as much as writing its record.
+type wave struct {
+	since time.Time
+	over  chan struct{}
+}
+
+// wait returns what is closed once a call that begins now has waited for the delivery timeout, or a quarter longer.
+func (p *publisher) wait(now time.Time) <-chan struct{} {
+	d, w := p.t.cfg.DeliveryTimeout, p.wave.Load()
+	if w == nil || now.Sub(w.since) > d/4 {
+		w = &wave{now, make(chan struct{})}
+		time.AfterFunc(d+d/4, func() { close(w.over) })
+		p.wave.Store(w)
+	}
+	return w.over
 }
 
 var _ transport.Publisher = (*publisher)(nil)
@@ -149,10 +168,9 @@ func (p *publisher) produce(ctx context.Context, rs []*kgo.Record) error {
 // produceEach writes records and returns an error for each, or nil when all were taken. What fails because its topic was made
 // again, or is missing and may be made, is written again.
 func (p *publisher) produceEach(ctx context.Context, rs []*kgo.Record) []error {
-	ctx, cancel := context.WithTimeout(ctx, p.t.cfg.DeliveryTimeout)
-	defer cancel()
 	began := time.Now()
-	errs := p.send(ctx, rs)
+	over := p.wait(began)
+	errs := p.send(ctx, over, rs)
 	for attempt := 1; attempt < 3 && errs != nil; attempt++ {
 		var redo []*kgo.Record
 		var at []int
@@ -167,7 +185,7 @@ func (p *publisher) produceEach(ctx context.Context, rs []*kgo.Record) []error {
 			break
 		}
 		began = time.Now()
-		again := p.send(ctx, redo)
+		again := p.send(ctx, over, redo)
 		for i, j := range at {
 			errs[j] = nil
 			if again != nil {
@@ -183,11 +201,12 @@ func (p *publisher) produceEach(ctx context.Context, rs []*kgo.Record) []error {
 	return errs
 }
 
-// send produces records and waits for all of them, or until ctx ends. It returns nil when every one was taken.
-func (p *publisher) send(ctx context.Context, rs []*kgo.Record) []error {
+// send produces records and waits for all of them, or until ctx ends or time is over. It returns nil when every one was taken.
+func (p *publisher) send(ctx context.Context, over <-chan struct{}, rs []*kgo.Record) []error {
 	if len(rs) == 0 {
 		return nil
 	}
+	late := context.DeadlineExceeded
 	w := &wait{left: len(rs), done: make(chan struct{})}
 	for i, r := range rs {
 		p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { w.finish(i, len(rs), err) })
@@ -196,6 +215,8 @@ func (p *publisher) send(ctx context.Context, rs []*kgo.Record) []error {
 	case <-w.done:
 		return w.errs
 	case <-ctx.Done():
+		late = context.Cause(ctx)
+	case <-over:
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -205,7 +226,7 @@ func (p *publisher) send(ctx context.Context, rs []*kgo.Record) []error {
 	// The rest are under way, and their answers come too late: any of them may be taken yet.
 	errs := make([]error, len(rs))
 	for i := range errs {
-		errs[i] = fmt.Errorf("not taken in time: %w", context.Cause(ctx))
+		errs[i] = fmt.Errorf("not taken in time: %w", late)
 	}
 	return errs
 }
@@ -251,6 +272,8 @@ func (p *publisher) mend(ctx context.Context, topic string, began time.Time, err
 	case isPurged(err):
 		return true // by another call's mending, while this record was buffered
 	case errors.Is(err, kerr.UnknownTopicOrPartition) && p.t.cfg.CreateTopics:
+		ctx, cancel := context.WithTimeout(ctx, p.t.cfg.DeliveryTimeout)
+		defer cancel()
 		return p.t.createTopics(ctx, []string{topic}) == nil
 	}
 	return false
