@@ -769,6 +769,12 @@ func TestBackoff(t *testing.T) {
 	if got := p.Wait(1, 3*time.Hour); got != time.Hour {
 		t.Errorf("a wish beyond the cap gave %s", got)
 	}
+	if got := p.Wait(1, 3*time.Second); got != 3*time.Second {
+		t.Errorf("a wish of 3 s gave %s", got)
+	}
+	if got := p.Wait(1000, time.Millisecond); got != time.Hour/100 {
+		t.Errorf("a wish of 1 ms after a thousand attempts gave %s: a hot loop", got)
+	}
 	p.NoJitter = false
 	var lo, hi time.Duration = time.Hour, 0
 	for range 2000 {

@@ -101,15 +101,12 @@ func (p RetryPolicy) crashes(x *job.Exchange) int {
 }
 
 // Wait returns how long to wait after the n-th failed attempt (from 1): the wish, if there is one, else a random time up to
-// Backoff·2ⁿ⁻¹ ("full jitter"), never more than MaxBackoff and never less than a hundredth of the ceiling, so that no job
-// runs hot.
+// Backoff·2ⁿ⁻¹ ("full jitter"), never more than MaxBackoff and never less than a hundredth of the ceiling: whatever a guest
+// wishes, no job runs hot.
 func (p RetryPolicy) Wait(n int, wish time.Duration) time.Duration {
 	limit := p.MaxBackoff
 	if limit <= 0 {
 		limit = time.Hour
-	}
-	if wish > 0 {
-		return min(wish, limit)
 	}
 	ceil := limit
 	if n = max(n, 1); n-1 < 40 {
@@ -120,10 +117,14 @@ func (p RetryPolicy) Wait(n int, wish time.Duration) time.Duration {
 	if p.Backoff <= 0 {
 		ceil = min(limit, time.Millisecond)
 	}
-	if p.NoJitter {
-		return max(ceil, time.Millisecond)
+	wait := ceil
+	switch {
+	case wish > 0:
+		wait = min(wish, limit)
+	case !p.NoJitter:
+		wait = rand.N(ceil + 1)
 	}
-	return max(rand.N(ceil+1), ceil/100, time.Millisecond)
+	return max(wait, ceil/100, time.Millisecond)
 }
 
 // hold waits in the slot and returns what is left of the wait when it may not, or no longer, wait here.
