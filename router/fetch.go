@@ -106,7 +106,7 @@ func (w *Window) awaitRoom(ctx context.Context, backlog bool) int {
 	return 0
 }
 
-// room is how many deliveries may be taken now, and, while the route is held, when to ask again.
+// room is how many deliveries may be taken now, and, while something else than slots bounds them, when to ask again.
 func (w *Window) room() (int, <-chan time.Time) {
 	var probe bool
 	var why error
@@ -120,6 +120,10 @@ func (w *Window) room() (int, <-chan time.Time) {
 		room = 0
 	}
 	if why == nil {
+		fit := w.fit(room)
+		if fit < room { // others hold some of the bytes, and do not tell when they are done with them
+			return fit, time.After(holdPoll)
+		}
 		return room, nil
 	}
 	if !probe || w.out.n > 0 {

@@ -12,6 +12,7 @@ import (
 type item struct {
 	d         transport.Delivery
 	x         job.Exchange
+	size      int64     // of the message, in bytes
 	ran       *job.Job  // the job as the last trip left it, with its attempt
 	key       string    // set only where the route is ordered
 	holds     bool      // its key waits for it

@@ -39,6 +39,7 @@ type Status struct {
 	Pauses   []Pause // why it takes no jobs; none while it does
 	InFlight int     // jobs running
 	Out      int     // deliveries not settled, those running included
+	Bytes    int64   // of their messages
 	Failed   int64   // reads of the source that failed so far
 }
 
@@ -56,6 +57,7 @@ func (r *Router) Status() []Status {
 		if w := r.wins[i].Load(); w != nil {
 			s.Pauses, s.Failed = w.pauses(), w.failed.Load()
 			s.InFlight, s.Out = w.InFlight()
+			s.Bytes = w.held()
 			continue
 		}
 		p := Pause{Opening, errOpening}

@@ -35,6 +35,8 @@ type Window struct {
 	running  int
 	waiting  int      // workers that wait for a task and have not been sent one
 	out      itemList // every delivery that is not settled, parked and waiting ones included
+	bytes    int64    // of their messages
+	typical  int64    // about how many the next message has
 	ready    queue    // to be started as soon as a slot is free
 	parked   parkedHeap
 	keys     map[string]*queue // ordered keys that are busy, and who waits behind them
@@ -55,6 +57,8 @@ type WindowConfig struct {
 	// MaxOut is the most deliveries out at once: those in flight, those left for later and those waiting behind a key.
 	// 0 means Limit plus 1024.
 	MaxOut int
+	// Bytes bounds the size of the messages that are out, together with those of other windows; nil for no bound.
+	Bytes *Bytes
 	// ByKey runs jobs of one key one after another, in the order in which they came. Such jobs are never moved: their retries
 	// wait here, without a slot, and their key waits behind them.
 	ByKey bool
@@ -111,7 +115,7 @@ func NewWindow(src transport.Source, cfg WindowConfig) (*Window, error) {
 	return &Window{
 		cfg: cfg, src: src, base: base, cancel: cancel,
 		drain: make(chan struct{}), wake: make(chan struct{}, 1), idle: make(chan struct{}),
-		tasks: make(chan *item, cfg.Limit), keys: map[string]*queue{},
+		tasks: make(chan *item, cfg.Limit), keys: map[string]*queue{}, typical: guess,
 	}, nil
 }
 
@@ -161,10 +165,12 @@ func (w *Window) accept(ds []transport.Delivery) {
 	if len(ds) == 0 {
 		return
 	}
-	now := time.Now()
+	now, size := time.Now(), int64(0)
 	items := make([]item, len(ds))
 	for i, d := range ds {
 		items[i].d = d
+		items[i].size = int64(d.Message().Size())
+		size += items[i].size
 		items[i].x.Received = now
 		items[i].x.Draining = w.drain
 		if w.cfg.ByKey {
@@ -174,6 +180,7 @@ func (w *Window) accept(ds []transport.Delivery) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.measure(len(ds), size)
 	for i := range items {
 		it := &items[i]
 		w.out.add(it)
@@ -293,6 +300,7 @@ func (w *Window) settle(it *item, s job.Settlement) *item {
 // remove forgets an item that is settled or handed back, and lets the next of its key go. The caller holds mu.
 func (w *Window) remove(it *item) {
 	w.out.remove(it)
+	w.unmeasure(it.size)
 	if it.holds {
 		if q := w.keys[it.key]; q.len() == 0 {
 			delete(w.keys, it.key)

@@ -91,16 +91,32 @@ func budget(cfg *config.Config, log *slog.Logger) int64 {
 	for _, m := range cfg.Modules {
 		largest = max(largest, int64(m.Limits.Memory))
 	}
-	have, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
+	have, err := memory()
 	if err != nil || have == 0 {
 		log.Warn("what the process may have is not known; guests run however much memory they may take together", "err", err, "remedy", "set memory_budget")
 		return 0
 	}
-	n := int64(min(have, math.MaxInt64/8)) / 5 * 3
+	n := have / 5 * 3
 	if n < largest {
 		log.Warn("a module may take more memory than all should together", "limit", largest, "should", n, "remedy", "lower limits.memory, or give the process more memory")
 		return largest
 	}
 	log.Debug("memory of all guests together", "budget", n)
 	return n
+}
+
+// memory is what the process may have: its cgroup's limit, else the machine's memory.
+func memory() (int64, error) {
+	have, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
+	return int64(min(have, math.MaxInt64/8)), err
+}
+
+// messageBytes is what the messages of all routes may take together while they are not settled: an eighth of what the process may
+// have. Where that is not known it is what suits a gigabyte.
+func messageBytes() int64 {
+	have, err := memory()
+	if err != nil || have == 0 {
+		have = 1 << 30
+	}
+	return have / 8
 }

@@ -177,7 +177,7 @@ func (s *Sidecar) routeGauges() []telemetry.RouteGauge {
 	}
 	var out []telemetry.RouteGauge
 	for i, st := range r.Status() {
-		g := telemetry.RouteGauge{Route: st.Route, InFlight: st.InFlight, Out: st.Out, Failed: st.Failed, Paused: map[string]bool{}}
+		g := telemetry.RouteGauge{Route: st.Route, InFlight: st.InFlight, Out: st.Out, Bytes: st.Bytes, Failed: st.Failed, Paused: map[string]bool{}}
 		for _, reason := range router.Reasons() {
 			g.Paused[string(reason)] = false
 		}

@@ -348,6 +348,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 	if err != nil {
 		worker = "wasmsidecar"
 	}
+	bytes := router.NewBytes(messageBytes())
 	var routes []router.Route
 	var breakers []*middleware.Breakers
 	for _, r := range s.cfg.Routes {
@@ -397,7 +398,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		routes = append(routes, router.Route{
 			Open: open,
 			Window: router.WindowConfig{
-				Route: r.Name, Limit: r.Concurrency, MaxOut: src.Limit, ByKey: r.Order == "key",
+				Route: r.Name, Limit: r.Concurrency, MaxOut: src.Limit, Bytes: bytes, ByKey: r.Order == "key",
 				DrainTimeout: s.cfg.Drain.Timeout, Decode: dec.Decode, Handle: h, Hold: cfg.Breakers.Hold(r.Module), Log: s.log,
 			},
 		})

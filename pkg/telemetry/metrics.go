@@ -59,6 +59,7 @@ type MemoryGauge struct {
 type RouteGauge struct {
 	Route         string
 	InFlight, Out int
+	Bytes         int64           // of the deliveries that are out
 	Failed        int64           // reads of the source that failed so far
 	Paused        map[string]bool // by reason, of which each has an entry
 	Breakers      []BreakerGauge  // of its modules, where there are any
@@ -209,6 +210,7 @@ type gauges struct{ g Gauges }
 var (
 	descInFlight = prometheus.NewDesc("wasmsidecar_in_flight", "Jobs running.", []string{"route"}, nil)
 	descOut      = prometheus.NewDesc("wasmsidecar_deliveries", "Deliveries not settled, those running included.", []string{"route"}, nil)
+	descOutBytes = prometheus.NewDesc("wasmsidecar_delivery_bytes", "Bytes of the deliveries not settled.", []string{"route"}, nil)
 	descPaused   = prometheus.NewDesc("wasmsidecar_paused", "1 while the route takes no jobs for this reason.", []string{"route", "reason"}, nil)
 	descFailed   = prometheus.NewDesc("wasmsidecar_fetch_failures_total", "Reads of the route's source that failed.", []string{"route"}, nil)
 	descBudget   = prometheus.NewDesc("wasmsidecar_memory_budget_bytes", "What the memory of all guests together may take.", nil, nil)
@@ -231,7 +233,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descOutBytes, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -255,6 +257,7 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 		for _, r := range c.g.Routes() {
 			gauge(descInFlight, float64(r.InFlight), r.Route)
 			gauge(descOut, float64(r.Out), r.Route)
+			gauge(descOutBytes, float64(r.Bytes), r.Route)
 			for reason, paused := range r.Paused {
 				gauge(descPaused, bit(paused), r.Route, reason)
 			}
