@@ -68,7 +68,7 @@ func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	m := metrics(t, telemetry.Gauges{
 		Routes: func() []telemetry.RouteGauge {
-			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Failed: 3, Paused: map[string]bool{"store": true},
+			return []telemetry.RouteGauge{{Route: "jobs", InFlight: 2, Out: 5, Bytes: 700, Failed: 3, Paused: map[string]bool{"store": true},
 				Breakers: []telemetry.BreakerGauge{{Module: "resize", State: 2}}, Backlog: &telemetry.BacklogGauge{Unsettled: 7, Delayed: 1}}}
 		},
 		Broker: func() (telemetry.BrokerGauge, bool) {
@@ -101,6 +101,7 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_build_info":           "version",
 		"wasmsidecar_in_flight":            "route",
 		"wasmsidecar_deliveries":           "route",
+		"wasmsidecar_delivery_bytes":       "route",
 		"wasmsidecar_paused":               "reason,route",
 		"wasmsidecar_fetch_failures_total": "route",
 		"wasmsidecar_breaker_state":        "module,route",
@@ -136,7 +137,7 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	for name, value := range map[string]float64{
-		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
+		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_delivery_bytes": 700, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
 		"wasmsidecar_memory_budget_bytes": 9, "wasmsidecar_memory_running_bytes": 4, "wasmsidecar_memory_idle_bytes": 3,
 		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7,
 	} {
