@@ -62,6 +62,8 @@ type module struct {
 	dataCount    uint32
 
 	impFuncs, impTables, impMems, impGlobals int
+
+	typeSizes int // parameters and results of all types
 }
 
 type (
@@ -144,6 +146,9 @@ func parse(wasm []byte) (*module, error) {
 	if r.err == nil && m.hasDataCount && uint64(m.dataCount) != uint64(len(m.datas)) {
 		r.fail(ErrMalformed, len(wasm), fmt.Sprintf("%d data segments were announced as %d", len(m.datas), m.dataCount))
 	}
+	if r.err == nil && len(m.code)*(len(m.types)+len(m.globals)) > maxSquare {
+		r.fail(ErrLimit, 0, fmt.Sprintf("%d functions with %d types and %d globals", len(m.code), len(m.types), len(m.globals)))
+	}
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -203,7 +208,12 @@ func (m *module) section(r *reader, id byte) {
 		m.hasDataCount, m.dataCount = true, r.u32()
 		return
 	}
-	for n := r.u32(); n > 0 && r.err == nil; n-- {
+	start := r.pos
+	n := r.u32()
+	if most := maxOf(id); n > most {
+		r.fail(ErrLimit, start, fmt.Sprintf("section %d has %d entries, at most %d are supported", id, n, most))
+	}
+	for ; n > 0 && r.err == nil; n-- {
 		switch id {
 		case secType:
 			m.readType(r)
@@ -270,14 +280,25 @@ func (m *module) readType(r *reader) {
 		r.fail(ErrUnsupported, start, fmt.Sprintf("type form 0x%02x belongs to garbage collection", form))
 		return
 	}
-	var t funcType
-	for n := r.u32(); n > 0 && r.err == nil; n-- {
-		t.params = append(t.params, byte(m.valueType(r)))
-	}
-	for n := r.u32(); n > 0 && r.err == nil; n-- {
-		t.results = append(t.results, byte(m.valueType(r)))
+	t := funcType{params: m.valueTypes(r), results: m.valueTypes(r)}
+	if m.typeSizes += len(t.params) + len(t.results); m.typeSizes > maxTypeSizes {
+		r.fail(ErrLimit, start, fmt.Sprintf("the types have more than %d parameters and results together", maxTypeSizes))
 	}
 	m.types = append(m.types, t)
+}
+
+// valueTypes reads the parameters or the results of a type.
+func (m *module) valueTypes(r *reader) []byte {
+	start := r.pos
+	n := r.u32()
+	if n > maxTypeSize {
+		r.fail(ErrLimit, start, fmt.Sprintf("a type with %d parameters or results, at most %d are supported", n, maxTypeSize))
+	}
+	var out []byte
+	for ; n > 0 && r.err == nil; n-- {
+		out = append(out, byte(m.valueType(r)))
+	}
+	return out
 }
 
 func (m *module) readImport(r *reader) {

@@ -76,12 +76,25 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 func (m *module) bodies(w *meter, v *verdict) ([][]byte, error) {
 	out := make([][]byte, 0, len(m.code)+1)
 	w.types = map[string]uint32{}
+	for i, t := range m.types {
+		if len(t.params) == 0 {
+			w.types[string(t.results)] = uint32(i)
+		}
+	}
 	var added []funcType // kept apart, for the module must not see them
 	p := &planner{m: m}
+	for _, g := range m.globals {
+		if g.mutable {
+			p.effort.mutables++
+		}
+	}
 	for i, s := range m.code {
 		index := m.impFuncs + i
 		t := m.typeOf(index)
 		r := &reader{b: m.wasm, pos: s.pos, end: s.end}
+		if size := s.end - s.pos; size > maxBody {
+			r.fail(ErrLimit, s.pos, fmt.Sprintf("its code has %d bytes, at most %d are supported", size, maxBody))
+		}
 		var decls []byte
 		groups, locals := m.readLocals(r, len(t.params), &decls)
 		start := r.pos
@@ -92,12 +105,8 @@ func (m *module) bodies(w *meter, v *verdict) ([][]byte, error) {
 			return nil, r.err
 		}
 		if _, ok := w.types[string(t.results)]; !ok && len(t.results) > 1 && plan.wraps() {
-			at := m.blockOf(t.results)
-			if at < 0 {
-				at = len(m.types) + len(added)
-				added = append(added, funcType{results: t.results})
-			}
-			w.types[string(t.results)] = uint32(at)
+			w.types[string(t.results)] = uint32(len(m.types) + len(added))
+			added = append(added, funcType{results: t.results})
 		}
 		r.pos = start
 		out = append(out, w.function(r, plan, t, groups, decls))

@@ -2,10 +2,6 @@ package rewrite
 
 import "fmt"
 
-// maxLocals is the number of locals a function may declare. Engines set aside room for all of them as soon as they read the
-// count, so a few bytes could ask for gigabytes; no toolchain comes near it.
-const maxLocals = 50_000
-
 const (
 	// freeCost is the cost up to which a function without calls is not checked when it is entered: such functions only end.
 	freeCost = 64
@@ -71,6 +67,7 @@ type planner struct {
 	plan   plan
 	cur    int   // the region that is being counted, -1 in code that cannot be reached
 	run    int64 // most that can have run without a check on the way here
+	effort effort
 }
 
 // readLocals reads the declarations of locals and returns how many locals there are, parameters included.
@@ -87,6 +84,9 @@ func (m *module) readLocals(r *reader, params int, decls *[]byte) (groups, local
 	if r.err == nil && sum > maxLocals {
 		r.fail(ErrLimit, start, fmt.Sprintf("%d locals, at most %d are supported", sum, maxLocals))
 	}
+	if r.err != nil {
+		return 0, 0
+	}
 	return groups, uint32(sum)
 }
 
@@ -97,12 +97,14 @@ func (p *planner) function(r *reader, t funcType, locals uint32, v *verdict) *pl
 	p.blocks = append(p.blocks[:0], block{op: opBlock, results: len(t.results), live: true})
 	p.height, p.live, p.run = 0, true, 0
 	p.enter(r.pos, true)
+	p.effort.begin(locals)
 	var in instr
 	for r.err == nil && len(p.blocks) > 0 {
 		p.m.next(r, &in)
 		if r.err != nil {
 			break
 		}
+		p.weigh(r, &in)
 		p.instr(r, &in)
 		v.instr(p.m, &in)
 		if p.cur >= 0 && p.plan.regions[p.cur].cost > maxRun && len(p.blocks) > 0 {
@@ -139,6 +141,7 @@ func (p *planner) enter(pos int, check bool) {
 	}
 	if check = check || p.run > maxRun; check {
 		p.run = 0
+		p.effort.blocks += 2 // weigh sees whether they are too many
 	}
 	p.plan.regions = append(p.plan.regions, region{pos: pos, check: check})
 	p.cur = len(p.plan.regions) - 1

@@ -30,13 +30,13 @@ func section(id byte, items ...[]byte) []byte {
 // name is a name with its length, and what follows it.
 func name(s string, rest ...byte) []byte { return append(append([]byte{byte(len(s))}, s...), rest...) }
 
-// body is a function's body of at most 127 bytes, without its last end.
+// body is a function's body, given without its last end.
 func body(locals []byte, code ...byte) []byte {
 	if locals == nil {
 		locals = []byte{0}
 	}
 	b := append(append(bytes.Clone(locals), code...), 0x0b)
-	return append([]byte{byte(len(b))}, b...)
+	return append(binary.AppendUvarint(nil, uint64(len(b))), b...)
 }
 
 var (

@@ -8,9 +8,16 @@ type verdict struct {
 	function int // the one being looked at
 }
 
-func (v *verdict) no(format string, args ...any) {
+func (v *verdict) no(why string) {
 	if v.why == "" {
-		v.why = fmt.Sprintf(format, args...)
+		v.why = why
+	}
+}
+
+// does says what the function being looked at does. It is named once: looking for a name takes time.
+func (v *verdict) does(m *module, what string) {
+	if v.why == "" {
+		v.why = "function " + m.describe(v.function) + " " + what
 	}
 }
 
@@ -32,15 +39,15 @@ func (v *verdict) module(m *module) {
 func (v *verdict) instr(m *module, in *instr) {
 	switch in.op {
 	case opTableSet, opTableCopy, opTableInit, opTableFill, opTableGrow:
-		v.no("function %s changes a table", m.describe(v.function))
+		v.does(m, "changes a table")
 	case opDataDrop:
-		v.no("function %s drops a data segment", m.describe(v.function))
+		v.does(m, "drops a data segment")
 	case opElemDrop:
-		v.no("function %s drops an element segment", m.describe(v.function))
+		v.does(m, "drops an element segment")
 	case opGlobalSet:
 		switch t := m.globals[in.a].typ; t {
 		case V128, FuncRef, ExternRef:
-			v.no("function %s sets a global of type %v", m.describe(v.function), t)
+			v.does(m, fmt.Sprintf("sets a global of type %v", t))
 		}
 	}
 }
