@@ -37,6 +37,9 @@ type code struct {
 	ready  chan struct{} // closed when the fields below stand
 	err    error
 
+	building context.Context // over when nobody waits for the build, or it takes too long
+	stop     context.CancelCauseFunc
+
 	entry     *entry                  // on disk; nil: none
 	cache     wazero.CompilationCache // of the runtime; nil: none
 	rt        wazero.Runtime
@@ -53,8 +56,28 @@ type code struct {
 	linked map[string][]Func // host modules that are instantiated
 }
 
-// compile returns the code for key, made by the first caller and waited for by the others. release gives it back.
+// Why a build was broken off.
+var (
+	errCompileTime = errors.New("it takes too long")
+	errAbandoned   = errors.New("nobody waits for it any more")
+)
+
+// compile returns the code for key, made once however many callers want it. It waits for it no longer than Config.CompileTime.
+// release gives it back.
 func (e *Engine) compile(ctx context.Context, key codeKey, cfg ModuleConfig) (*code, error) {
+	for {
+		c, err := e.share(ctx, key, cfg)
+		if !errors.Is(err, errAbandoned) {
+			return c, err
+		}
+	}
+}
+
+// share is compile, which also fails with errAbandoned: others wanted the code, gave up, and the build took a while to notice.
+func (e *Engine) share(ctx context.Context, key codeKey, cfg ModuleConfig) (*code, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
@@ -63,29 +86,56 @@ func (e *Engine) compile(ctx context.Context, key codeKey, cfg ModuleConfig) (*c
 	c, found := e.codes[key]
 	if !found {
 		c = &code{key: key, digest: key.digest, ready: make(chan struct{}), linked: map[string][]Func{}, functions: map[string]string{}}
+		c.building, c.stop = context.WithCancelCause(context.Background())
 		e.codes[key] = c
+		c.refs++ // the build's own
+		e.builds.Go(func() { e.run(c, cfg) })
 	}
 	c.refs++
 	e.mu.Unlock()
-	if !found {
-		c.err = errors.New("compiler panicked") // stands unless build returns
-		func() {
-			defer close(c.ready)
-			c.err = e.build(c, cfg)
-		}()
+	if err := c.wait(ctx); err != nil {
+		e.release(c)
+		return nil, err
+	}
+	return c, nil
+}
+
+// wait waits for the build.
+func (c *code) wait(ctx context.Context) error {
+	select {
+	case <-c.ready:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.building.Done():
+	}
+	// The build ends with the function that it is at. Whoever comes after it was abandoned waits for that, and no one else.
+	if cause := context.Cause(c.building); cause != errAbandoned {
+		select {
+		case <-c.ready:
+			return c.err
+		default:
+			return fmt.Errorf("compile: %w", cause)
+		}
 	}
 	select {
 	case <-c.ready:
+		return c.err
 	case <-ctx.Done():
-		// Another caller is still compiling it.
-		e.release(c)
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	if c.err != nil {
-		e.release(c)
-		return nil, c.err
-	}
-	return c, nil
+}
+
+// run builds c, and gives up when it takes too long or nobody waits.
+func (e *Engine) run(c *code, cfg ModuleConfig) {
+	late := time.AfterFunc(e.cfg.CompileTime, func() {
+		c.stop(fmt.Errorf("%w: more than %s (compile.timeout)", errCompileTime, e.cfg.CompileTime))
+	})
+	defer late.Stop()
+	c.err = errors.New("compiler panicked") // stands unless build returns
+	defer e.release(c)
+	defer close(c.ready)
+	c.err = e.build(c, cfg)
 }
 
 func (e *Engine) release(c *code) {
@@ -95,7 +145,15 @@ func (e *Engine) release(c *code) {
 }
 
 func (e *Engine) releaseLocked(c *code) {
-	if c.refs--; c.refs > 0 {
+	c.refs--
+	if c.refs == 1 {
+		select {
+		case <-c.ready:
+		default:
+			c.stop(errAbandoned) // the build's own reference is left
+		}
+	}
+	if c.refs > 0 {
 		return
 	}
 	if e.codes[c.key] == c {
@@ -107,7 +165,7 @@ func (e *Engine) releaseLocked(c *code) {
 	}
 }
 
-// build compiles. It is not broken off: wazero cannot, and others may be waiting for it.
+// build compiles, and ends with c.building, as soon as the function that is being compiled then is done.
 func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -122,7 +180,7 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 		return fmt.Errorf("compile: %w", err)
 	}
 	wasm, c.rewritten.Wasm = c.rewritten.Wasm, nil
-	ctx := experimental.WithCompilationWorkers(context.Background(), e.cfg.CompileWorkers)
+	ctx := experimental.WithCompilationWorkers(c.building, e.cfg.CompileWorkers)
 	start := time.Now()
 	warm, err := e.compileCached(ctx, c, wasm, cfg.Name)
 	if err != nil {

@@ -23,6 +23,10 @@ import (
 // MaxModuleSize is the largest module that is compiled, in bytes: a compilation takes some twenty times as much memory.
 const MaxModuleSize = 64 << 20
 
+// DefaultCompileTime is what a module may take to be compiled by an engine whose configuration says nothing: some twenty times what
+// the largest ones do that toolchains make.
+const DefaultCompileTime = 2 * time.Minute
+
 // Config is what an Engine needs.
 type Config struct {
 	// CacheDir keeps machine code between starts. It is made with mode 0700 and refused when others own it or may write to
@@ -36,6 +40,9 @@ type Config struct {
 	MemoryBudget int64
 	// CompileWorkers is how many threads one compilation may use; 0: as many as there are processors.
 	CompileWorkers int
+	// CompileTime is how long a module may take to be compiled: then Load gives up, and the compilation ends as soon as the function
+	// that is at is done. 0: DefaultCompileTime.
+	CompileTime time.Duration
 	// Portable leaves alone what only this operating system can do. The environment variable WASMSIDECAR_PORTABLE=1 means the
 	// same.
 	Portable bool
@@ -67,18 +74,22 @@ type Engine struct {
 
 	mu       sync.Mutex
 	closed   bool
-	memories memories // once they are used
+	builds   sync.WaitGroup // grows only under mu while not closed
+	memories memories       // once they are used
 	codes    map[codeKey]*code
 	modules  map[*Module]struct{}
 }
 
 // New returns an Engine. It starts nothing; Close gives back what its modules hold.
 func New(cfg Config) (*Engine, error) {
-	if cfg.MemoryBudget < 0 || cfg.CompileWorkers < 0 || cfg.CacheSize < 0 {
+	if cfg.MemoryBudget < 0 || cfg.CompileWorkers < 0 || cfg.CacheSize < 0 || cfg.CompileTime < 0 {
 		return nil, errors.New("open wasm engine: a number is below zero")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.CompileTime == 0 {
+		cfg.CompileTime = DefaultCompileTime
 	}
 	if cfg.CompileWorkers == 0 {
 		cfg.CompileWorkers = goruntime.GOMAXPROCS(0)
@@ -97,7 +108,7 @@ func New(cfg Config) (*Engine, error) {
 			err = e.disk.evict()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("open compilation cache: %w", err)
+			return nil, fmt.Errorf("%w: %w", ErrCache, err)
 		}
 	}
 	return e, nil
@@ -137,7 +148,8 @@ func (a Allow) none() bool {
 }
 
 // Load compiles a module and returns it ready to run. The same bytes are compiled once, however many callers load them at the
-// same time; each gets a Module of its own, which is closed by Close or with the engine. An error is a *job.Error and says what
+// same time; each gets a Module of its own, which is closed by Close or with the engine. cfg.Wasm must not be changed before the engine is
+// closed or Load has returned a Module. An error is a *job.Error and says what
 // is wrong with the module (KindInvalid), or that the engine is closed or ctx ended (KindUnavailable).
 func (e *Engine) Load(ctx context.Context, cfg ModuleConfig) (*Module, error) {
 	m, err := e.load(ctx, cfg)
@@ -338,11 +350,15 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
 	e.closed = true
 	modules := slices.Collect(maps.Keys(e.modules))
+	for _, c := range e.codes {
+		c.stop(errClosed) // where it is still being compiled
+	}
 	e.mu.Unlock()
 	var errs []error
 	for _, m := range modules {
 		errs = append(errs, m.Close(ctx))
 	}
+	errs = append(errs, e.built(ctx))
 	e.egress.Close()
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -357,4 +373,19 @@ func (e *Engine) Close(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// built waits for the compilations under way, which have been told to end, or for ctx to end.
+func (e *Engine) built(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.builds.Wait()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close wasm engine: a module is still being compiled: %w", ctx.Err())
+	}
 }

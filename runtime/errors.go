@@ -25,6 +25,8 @@ var (
 	ErrClosed = errors.New("closed")
 	// ErrOutput: the result is larger than limits.output. KindLimit.
 	ErrOutput = host.ErrOutput
+	// ErrCache: Config.CacheDir cannot be used. An error of New.
+	ErrCache = errors.New("open compilation cache")
 	// ErrHostCalls: more calls of host functions than limits.host_calls. KindLimit.
 	ErrHostCalls = host.ErrCalls
 )

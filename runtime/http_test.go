@@ -280,6 +280,8 @@ func TestHTTPLimits(t *testing.T) {
 			}
 		case "/fits":
 			fmt.Fprint(w, strings.Repeat("x", 1000))
+		case "/elsewhere":
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 		}
 	})
 	t.Cleanup(func() { close(release) })
@@ -298,6 +300,10 @@ func TestHTTPLimits(t *testing.T) {
 		{"large request", "POST URL/\n\n" + strings.Repeat("x", 1001), "error 3\n", job.KindLimit, nil},
 		{"slow response", "GET URL/slow\n\n", "error 5\n", job.KindUpstream, func(l *runtime.Limits) { l.HTTPTime = 50 * time.Millisecond }},
 		{"too many requests", "GET URL/fits\n\n", "error 3\n", job.KindLimit, func(l *runtime.Limits) { l.HTTPCalls = 0 }},
+		{"request over the total", "POST URL/\n\n" + strings.Repeat("x", 900), "error 3\n", job.KindLimit, func(l *runtime.Limits) { l.HTTPTotal = 900 }},
+		{"response over the total", "GET URL/fits\n\n", "error 3\n", job.KindLimit, func(l *runtime.Limits) { l.HTTPTotal = 1000 }},
+		{"redirects over the total", "POST URL/elsewhere\n\n" + strings.Repeat("x", 900), "error 3\n", job.KindLimit, func(l *runtime.Limits) { l.HTTPTotal = 4000 }},
+		{"within the total", "POST URL/fits\n\n" + strings.Repeat("x", 900), "200\n", job.KindOK, func(l *runtime.Limits) { l.HTTPTotal = 2500 }},
 		{"nobody there", "GET " + gone.URL + "\n\n", "error 4\n", job.KindUpstream, nil},
 		{"method", "TRACE URL/\n\n", "error 2\n", job.KindTrap, nil},
 		{"long url", "GET URL/" + strings.Repeat("x", 9000) + "\n\n", "error 2\n", job.KindTrap, nil},
@@ -329,6 +335,28 @@ func TestHTTPLimits(t *testing.T) {
 	m := load(t, e, "fetch", allow(s.host()), func(c *runtime.ModuleConfig) { c.Limits.Time = 100 * time.Millisecond })
 	_, err := m.Run(t.Context(), newJob("GET "+s.URL+"/slow\n\n"))
 	wantKind(t, err, job.KindTimeout)
+}
+
+// A guest that asks again and again is held to a total of bytes, the module's or the route's, in each job anew.
+func TestHTTPTotal(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, strings.Repeat("x", 10_000)) })
+	e, _ := open(t)
+	greedy := func(c *runtime.ModuleConfig) {
+		c.Config = map[string]string{"again": "", "crash": ""}
+		c.Limits.HTTPCalls = 1000
+	}
+	tight := runtime.DefaultLimits()
+	tight.HTTPCalls, tight.HTTPTotal = 1000, 45_000
+	module := load(t, e, "fetch", allow(s.host()), greedy, func(c *runtime.ModuleConfig) { c.Limits.HTTPTotal = 45_000 })
+	route := load(t, e, "fetch", allow(s.host()), greedy).Within(tight)
+	for i, r := range []job.Runner{module, module, route} {
+		_, err := r.Run(t.Context(), newJob("POST "+s.URL+"\n\n"+strings.Repeat("y", 1000)))
+		wantKind(t, err, job.KindLimit, "over the limit of 45000 bytes per job", "limits.http_total")
+		if hits := s.hits.Load(); hits != int64(i+1)*4 {
+			t.Errorf("job %d: %d requests, want the 4 that fit for each", i, hits)
+		}
+	}
 }
 
 // A proxy of the environment would see what guests ask for, and would dial for them; it is not used.

@@ -24,6 +24,7 @@ type Limits struct {
 	LogLines  int           // log lines
 	HTTPCalls int           // http requests
 	HTTPBytes int64         // bytes of one http request's body, and of one response's
+	HTTPTotal int64         // bytes of all http requests and responses together, headers included
 	HTTPTime  time.Duration // time of one http request, redirects included
 	Files     int           // files and directories open at once, those granted apart
 	FileBytes int64         // bytes written to files; a new file, directory or link counts as 4 KiB
@@ -34,7 +35,7 @@ func DefaultLimits() Limits {
 	return Limits{
 		Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100_000_000_000, Depth: 50_000, HostCalls: 10_000_000, Output: 1 << 20, Log: 64 << 10,
 		LogLines:  1000,
-		HTTPCalls: 16, HTTPBytes: 1 << 20, HTTPTime: 10 * time.Second,
+		HTTPCalls: 16, HTTPBytes: 1 << 20, HTTPTotal: 16 << 20, HTTPTime: 10 * time.Second,
 		Files: 64, FileBytes: 64 << 20,
 	}
 }
@@ -45,7 +46,7 @@ func (l Limits) check() error {
 		return fmt.Errorf("memory limit of %d bytes is not between 64 KiB and 4 GiB", l.Memory)
 	case l.Time <= 0:
 		return fmt.Errorf("time limit of %s is not above zero", l.Time)
-	case l.Fuel < 0 || l.Depth < 0 || l.HostCalls < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTime < 0 || l.Files < 0 || l.FileBytes < 0:
+	case l.Fuel < 0 || l.Depth < 0 || l.HostCalls < 0 || l.Output < 0 || l.Log < 0 || l.LogLines < 0 || l.HTTPCalls < 0 || l.HTTPBytes < 0 || l.HTTPTotal < 0 || l.HTTPTime < 0 || l.Files < 0 || l.FileBytes < 0:
 		return fmt.Errorf("a limit is below zero")
 	}
 	return nil
@@ -56,7 +57,7 @@ func (l Limits) Within(o Limits) Limits {
 	return Limits{
 		Memory: min(l.Memory, o.Memory), Time: min(l.Time, o.Time), Fuel: least(l.Fuel, o.Fuel), Depth: least(l.Depth, o.Depth),
 		HostCalls: least(l.HostCalls, o.HostCalls), Output: min(l.Output, o.Output), Log: min(l.Log, o.Log), LogLines: min(l.LogLines, o.LogLines),
-		HTTPCalls: min(l.HTTPCalls, o.HTTPCalls), HTTPBytes: min(l.HTTPBytes, o.HTTPBytes), HTTPTime: min(l.HTTPTime, o.HTTPTime),
+		HTTPCalls: min(l.HTTPCalls, o.HTTPCalls), HTTPBytes: min(l.HTTPBytes, o.HTTPBytes), HTTPTotal: min(l.HTTPTotal, o.HTTPTotal), HTTPTime: min(l.HTTPTime, o.HTTPTime),
 		Files: min(l.Files, o.Files), FileBytes: min(l.FileBytes, o.FileBytes),
 	}
 }
@@ -72,7 +73,7 @@ func least[N int | int64](a, b N) N {
 // grants returns g with the limits of l.
 func (l Limits) grants(g host.Grants) *host.Grants {
 	g.Calls, g.Output, g.Log, g.LogLines = l.HostCalls, l.Output, l.Log, l.LogLines
-	g.HTTPCalls, g.HTTPBytes, g.HTTPTime = l.HTTPCalls, l.HTTPBytes, l.HTTPTime
+	g.HTTPCalls, g.HTTPBytes, g.HTTPTotal, g.HTTPTime = l.HTTPCalls, l.HTTPBytes, l.HTTPTotal, l.HTTPTime
 	return &g
 }
 

@@ -52,6 +52,8 @@ type Config struct {
 	Log   Log   `yaml:"log"`
 	Drain Drain `yaml:"drain"`
 	Cache Cache `yaml:"cache"`
+	// Compile bounds the compilation of modules.
+	Compile Compile `yaml:"compile"`
 
 	Reload Reload `yaml:"reload"`
 
@@ -184,10 +186,11 @@ type Limits struct {
 	Log          Size          `yaml:"log" min:"0B" max:"1GiB"`                         // of log lines, standard error included
 	LogLines     int           `yaml:"log_lines" min:"0" max:"1000000"`
 	HTTPRequests int           `yaml:"http_requests" min:"0" max:"1000000"`
-	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"` // of a request, and of a response
-	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"` // of one request
-	Files        int           `yaml:"files" min:"0" max:"10000"`     // open at once
-	FileBytes    Size          `yaml:"file_bytes" min:"0B"`           // written to files
+	HTTPBody     Size          `yaml:"http_body" min:"0B" max:"1GiB"`   // of a request, and of a response
+	HTTPTotal    Size          `yaml:"http_total" min:"0B" max:"64GiB"` // of all requests and responses together
+	HTTPTime     time.Duration `yaml:"http_time" min:"1ms" max:"24h"`   // of one request
+	Files        int           `yaml:"files" min:"0" max:"10000"`       // open at once
+	FileBytes    Size          `yaml:"file_bytes" min:"0B"`             // written to files
 }
 
 // RouteLimits tighten the Limits of the modules that a route runs: of each the smaller one counts. The fields are those of
@@ -203,6 +206,7 @@ type RouteLimits struct {
 	LogLines     *int           `yaml:"log_lines" min:"0" max:"1000000"`
 	HTTPRequests *int           `yaml:"http_requests" min:"0" max:"1000000"`
 	HTTPBody     *Size          `yaml:"http_body" min:"0B" max:"1GiB"`
+	HTTPTotal    *Size          `yaml:"http_total" min:"0B" max:"64GiB"`
 	HTTPTime     *time.Duration `yaml:"http_time" min:"1ms" max:"24h"`
 	Files        *int           `yaml:"files" min:"0" max:"10000"`
 	FileBytes    *Size          `yaml:"file_bytes" min:"0B"`
@@ -306,6 +310,11 @@ type Cache struct {
 	MaxSize Size   `yaml:"max_size" min:"0B"` // beyond it what was not used for the longest time is removed; 0: no bound
 }
 
+// Compile is what a module gets to be compiled.
+type Compile struct {
+	Timeout time.Duration `yaml:"timeout" min:"1s" max:"24h"` // one that takes longer is refused
+}
+
 // Reload is when the sidecar looks whether files of modules have changed. SIGHUP has it look in any case.
 type Reload struct {
 	Off      bool          `yaml:",off"`                          // at SIGHUP only; written reload: off
@@ -340,6 +349,7 @@ func Default() *Config {
 		Log:     Log{Format: "text", Level: "info"},
 		Drain:   Drain{Timeout: 30 * time.Second},
 		Cache:   Cache{MaxSize: 1 << 30},
+		Compile: Compile{Timeout: 2 * time.Minute},
 		Reload:  Reload{Interval: 5 * time.Second},
 	}
 }
@@ -350,7 +360,7 @@ func DefaultModule() *Module {
 		Config: map[string]string{}, ABI: "auto", Engine: "compiler", Isolation: "reset",
 		Limits: Limits{
 			Memory: 64 << 20, Time: 10 * time.Second, Fuel: 100e9, Depth: 50_000, HostCalls: 10e6, Output: 1 << 20, Log: 64 << 10, LogLines: 1000,
-			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTime: 10 * time.Second, Files: 64, FileBytes: 64 << 20,
+			HTTPRequests: 16, HTTPBody: 1 << 20, HTTPTotal: 16 << 20, HTTPTime: 10 * time.Second, Files: 64, FileBytes: 64 << 20,
 		},
 		Allow: Allow{HTTP: []string{}, Files: []*Dir{}}, Env: Env{Vars: map[string]string{}}, Args: []string{},
 	}

@@ -18,7 +18,7 @@ func limitsOf(l config.Limits) runtime.Limits {
 	return runtime.Limits{
 		Memory: int64(l.Memory), Time: l.Time, Fuel: int64(l.Fuel), Depth: l.Depth, HostCalls: int64(l.HostCalls),
 		Output: int64(l.Output), Log: int64(l.Log), LogLines: l.LogLines,
-		HTTPCalls: l.HTTPRequests, HTTPBytes: int64(l.HTTPBody), HTTPTime: l.HTTPTime,
+		HTTPCalls: l.HTTPRequests, HTTPBytes: int64(l.HTTPBody), HTTPTotal: int64(l.HTTPTotal), HTTPTime: l.HTTPTime,
 		Files: l.Files, FileBytes: int64(l.FileBytes),
 	}
 }
@@ -28,12 +28,12 @@ func routeLimits(l config.RouteLimits) runtime.Limits {
 	if l == (config.RouteLimits{}) {
 		return runtime.Limits{
 			Memory: math.MaxInt64, Time: math.MaxInt64, Output: math.MaxInt64, Log: math.MaxInt64, LogLines: math.MaxInt,
-			HTTPCalls: math.MaxInt, HTTPBytes: math.MaxInt64, HTTPTime: math.MaxInt64, Files: math.MaxInt, FileBytes: math.MaxInt64,
+			HTTPCalls: math.MaxInt, HTTPBytes: math.MaxInt64, HTTPTotal: math.MaxInt64, HTTPTime: math.MaxInt64, Files: math.MaxInt, FileBytes: math.MaxInt64,
 		}
 	}
 	return limitsOf(config.Limits{
 		Memory: *l.Memory, Time: *l.Time, Fuel: *l.Fuel, Depth: *l.Depth, HostCalls: *l.HostCalls, Output: *l.Output, Log: *l.Log,
-		LogLines: *l.LogLines, HTTPRequests: *l.HTTPRequests, HTTPBody: *l.HTTPBody, HTTPTime: *l.HTTPTime, Files: *l.Files,
+		LogLines: *l.LogLines, HTTPRequests: *l.HTTPRequests, HTTPBody: *l.HTTPBody, HTTPTotal: *l.HTTPTotal, HTTPTime: *l.HTTPTime, Files: *l.Files,
 		FileBytes: *l.FileBytes,
 	})
 }

@@ -45,7 +45,7 @@ func loadModules(ctx context.Context, cfg *config.Config, opt Options, compiled 
 	if ms.source, err = module.New(module.Config{}); err != nil {
 		return nil, err
 	}
-	ms.engine, err = runtime.New(runtime.Config{CacheDir: cacheDir(cfg, opt.Log), CacheSize: int64(cfg.Cache.MaxSize), MemoryBudget: budget(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
+	ms.engine, err = newEngine(cfg, runtime.Config{MemoryBudget: budget(cfg, opt.Log), Log: opt.Log, Compiled: func(c runtime.Compilation) {
 		if c.Err == nil {
 			compiled(c.Module, c.Duration)
 		}
@@ -131,17 +131,25 @@ func (ms *modules) close() {
 	}
 }
 
-// cacheDir is where compiled modules are kept; "" for nowhere, as for a user without a home.
-func cacheDir(cfg *config.Config, log *slog.Logger) string {
+// newEngine returns an engine with the cache that cfg names. Where it names none, and there is no place for one or it cannot be used, nothing
+// is kept.
+func newEngine(cfg *config.Config, rc runtime.Config) (*runtime.Engine, error) {
+	rc.CacheSize, rc.CompileTime = int64(cfg.Cache.MaxSize), cfg.Compile.Timeout
 	if cfg.Cache.Off || cfg.Cache.Dir != "" {
-		return cfg.Cache.Dir
+		rc.CacheDir = cfg.Cache.Dir
+		return runtime.New(rc)
 	}
 	base, err := os.UserCacheDir()
-	if err != nil {
-		log.Debug("compiled modules are not kept: there is no cache directory", "err", err)
-		return ""
+	if err == nil {
+		rc.CacheDir = filepath.Join(base, "wasmsidecar")
+		var e *runtime.Engine
+		if e, err = runtime.New(rc); err == nil || !errors.Is(err, runtime.ErrCache) {
+			return e, err
+		}
 	}
-	return filepath.Join(base, "wasmsidecar")
+	rc.Log.Warn("compiled modules are not kept, so that each start compiles them; set cache.dir to a directory that can be written, or cache: off", "err", err)
+	rc.CacheDir = ""
+	return runtime.New(rc)
 }
 
 // Check finds, verifies and compiles the modules of a configuration and reads the files it names. It asks no broker.

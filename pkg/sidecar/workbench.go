@@ -19,7 +19,7 @@ func Inspect(ctx context.Context, cfg *config.Config, file string, log *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	e, err := runtime.New(runtime.Config{CacheDir: cacheDir(cfg, log), CacheSize: int64(cfg.Cache.MaxSize), Log: log})
+	e, err := newEngine(cfg, runtime.Config{Log: log})
 	if err != nil {
 		return nil, err
 	}

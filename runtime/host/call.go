@@ -31,6 +31,7 @@ type Grants struct {
 	HTTP      Policy            // hosts that may be asked; the zero Policy denies all
 	HTTPCalls int               // most requests per call
 	HTTPBytes int64             // most bytes of one request's body, and of one response's
+	HTTPTotal int64             // most bytes of all requests and responses per call, their headers included
 	HTTPTime  time.Duration     // most time per request
 	Egress    *Egress           // carries requests out; may be nil when HTTP denies all
 	Logger    *slog.Logger      // never nil

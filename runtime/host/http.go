@@ -30,6 +30,7 @@ var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS
 // httpState is the last response of a call.
 type httpState struct {
 	calls  int
+	moved  int64 // bytes of all requests and responses
 	status int
 	header http.Header
 	lines  []byte // header as text, made when it is asked for
@@ -209,13 +210,31 @@ func (c *Call) send(ctx context.Context, r outgoing) error {
 	if req.Header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", "wasmsidecar")
 	}
+	size := int64(len(r.url)+len(r.body)) + sizeOf(req.Header)
+	if err := c.move(size); err != nil {
+		return &refusal{abi.HTTPLimit, err}
+	}
+	if again := req.GetBody; again != nil {
+		req.GetBody = func() (io.ReadCloser, error) { // for a redirect, or a connection that was lost
+			if err := c.move(size); err != nil {
+				return nil, err
+			}
+			return again()
+		}
+	}
 	res, err := c.Egress.client(c.HTTP).Do(req)
 	if err != nil {
 		return &refusal{whyNot(ctx, err), err}
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, c.HTTPBytes+1))
 	c.http.status = res.StatusCode
+	if err := c.move(sizeOf(res.Header)); err != nil {
+		return &refusal{abi.HTTPLimit, err}
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, min(c.HTTPBytes, c.HTTPTotal-c.http.moved)+1))
+	if err := c.move(int64(len(body))); err != nil {
+		return &refusal{abi.HTTPLimit, err}
+	}
 	if err != nil {
 		return &refusal{whyNot(ctx, err), fmt.Errorf("read response of %s: %w", u.Host, err)}
 	}
@@ -226,8 +245,31 @@ func (c *Call) send(ctx context.Context, r outgoing) error {
 	return nil
 }
 
+// errTotal is in the chain of every error of move.
+var errTotal = errors.New("over the limit")
+
+// move counts bytes on their way out or in.
+func (c *Call) move(n int64) error {
+	if c.http.moved += n; c.http.moved > c.HTTPTotal {
+		return fmt.Errorf("%w of %d bytes per job, requests and responses together (limits.http_total)", errTotal, c.HTTPTotal)
+	}
+	return nil
+}
+
+// sizeOf is how many bytes a header has.
+func sizeOf(h http.Header) (n int64) {
+	for name, values := range h {
+		for _, v := range values {
+			n += int64(len(name) + len(v))
+		}
+	}
+	return n
+}
+
 func whyNot(ctx context.Context, err error) int32 {
 	switch {
+	case errors.Is(err, errTotal):
+		return abi.HTTPLimit
 	case errors.Is(err, errDenied):
 		return abi.HTTPDenied
 	case ctx.Err() != nil:

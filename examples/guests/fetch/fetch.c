@@ -1,6 +1,6 @@
 // fetch asks over http what its input says: a line "METHOD URL", lines of headers, an empty line, the body. It answers with
 // the status, the response's headers, an empty line and the body; with "error", a number and a text where there is no response.
-// With the setting "crash" it does not handle errors but traps.
+// With the setting "crash" it does not handle errors but traps; with "again" it asks until there is one.
 #include "wasmsidecar.h"
 
 i32 IMPORT_FROM("wasmsidecar_http", request)(const u8 *method, u32 mlen, const u8 *url, u32 ulen, const u8 *headers, u32 hlen,
@@ -43,7 +43,9 @@ i32 EXPORT(handle)(void) {
   u32 hlen = body - headers;
   if (body < n) body++;
 
-  i32 status = request(in, method, in + method + 1, url - method - 1, in + headers, hlen, in + body, n - body);
+  i32 status;
+  do status = request(in, method, in + method + 1, url - method - 1, in + headers, hlen, in + body, n - body);
+  while (status >= 0 && config_get(LIT("again"), 0, 0) >= 0);
   if (status < 0) {
     if (config_get(LIT("crash"), 0, 0) >= 0) __builtin_trap();
     output(LIT("error "));
