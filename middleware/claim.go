@@ -221,8 +221,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 		o.Err = fmt.Sprintf("the result is %d bytes, the store takes %d: make the result smaller or raise the store's limit", len(x.Outcome.Body), limit)
 		x.Outcome = &o
 	}
-	pause := 20 * time.Millisecond
-	for {
+	for p := (patience{}); ; {
 		err := s.finish(ctx, cl, x.Outcome)
 		switch {
 		case err == nil:
@@ -246,15 +245,26 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 		case s.runs(err):
 			return nil
 		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !p.wait(ctx) {
 			x.Outcome = nil
 			return fmt.Errorf("record the outcome: %w", err)
 		}
-		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// patience is what waits for a store that is away, longer each time.
+type patience struct{ pause time.Duration }
+
+// wait returns false when ctx ends.
+func (p *patience) wait(ctx context.Context) bool {
+	p.pause = min(max(2*p.pause, 20*time.Millisecond), 2*time.Second)
+	t := time.NewTimer(p.pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -266,17 +276,21 @@ func (s *claimStage) finish(ctx context.Context, cl *claim, o *job.Outcome) erro
 }
 
 // putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
-// with the attempt uncounted.
+// with the attempt uncounted. While the store is away it tries again until ctx ends, as for an outcome: an attempt that failed and
+// is not written down would not count.
 func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st step) error {
-	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
-	defer cancel()
-	err := cl.put(wctx, st, s.claims.keep()+st.wait)
-	switch {
-	case errors.Is(err, errFenced):
-		return s.fenced(x, err)
-	case err != nil && !s.runs(err):
-		return fmt.Errorf("record the retry: %w", err)
+	for p := (patience{}); ; {
+		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
+		err := cl.put(wctx, st, s.claims.keep()+st.wait)
+		cancel()
+		switch {
+		case errors.Is(err, errFenced):
+			return s.fenced(x, err)
+		case err == nil, s.runs(err):
+			x.Settlement = job.Settlement{Verb: job.Retry, After: st.wait}
+			return nil
+		case !p.wait(ctx):
+			return fmt.Errorf("record the retry: %w", err)
+		}
 	}
-	x.Settlement = job.Settlement{Verb: job.Retry, After: st.wait}
-	return nil
 }

@@ -315,10 +315,12 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 	if err != nil {
 		return err
 	}
+	// What was read is forgotten with an error: the revision of another's record is not ours to keep, and least of all to renew.
+	rev := cl.rev
 	for range 3 {
 		sent := time.Now()
 		r, err := cl.c.st.Txn(ctx, store.Txn{
-			If:   []store.Cond{{Key: cl.key, Revision: cl.rev}},
+			If:   []store.Cond{{Key: cl.key, Revision: rev}},
 			Then: append([]store.Op{store.Put(cl.key, b, ttl)}, also...),
 		})
 		if cl.c.mute.Store(err != nil); err != nil {
@@ -340,7 +342,7 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 		}
 		ours := old != nil && old.Token == rec.Token && old.Nonce == rec.Nonce
 		switch {
-		case ours && old.State != running && string(kv.Value) == string(b): // this write, whose answer was lost
+		case ours && (cl.open || old.State != running) && string(kv.Value) == string(b): // this write, whose answer was lost
 			cl.rec, cl.rev, cl.written, cl.open = rec, kv.Revision, sent, false
 			return nil
 		case s.verb == recordIt: // whoever records first is right; another who has claimed it has its writes refused
@@ -352,11 +354,11 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 				return err
 			}
 		case cl.open && old == nil: // another's record was there, and has expired
-		case cl.open || !ours:
+		case !ours:
 			cl.lose()
 			return errFenced
 		}
-		cl.rev = kv.Revision // an earlier write of ours went through unheard
+		rev = kv.Revision // or an earlier write of ours went through unheard
 	}
 	cl.lose()
 	return errFenced
@@ -391,23 +393,27 @@ func (c *Claims) heartbeat() {
 			return
 		case <-tick.C:
 		}
-		var due []*claim
-		c.mu.Lock()
-		for _, cl := range c.active {
-			if cl.mu.TryLock() { // one that is being written needs no heartbeat
-				if cl.rev != 0 && !cl.lost && cl.rec.State == running && time.Since(cl.written) > c.cfg.Lease/3 {
-					due = append(due, cl)
-				}
-				cl.mu.Unlock()
-			}
-		}
-		c.mu.Unlock()
 		var wg sync.WaitGroup
-		for _, cl := range due {
+		for _, cl := range c.due(c.cfg.Lease / 3) {
 			wg.Go(func() { cl.renew() })
 		}
 		wg.Wait()
 	}
+}
+
+// due returns the claims whose last write is longer ago than age.
+func (c *Claims) due(age time.Duration) (due []*claim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range c.active {
+		if cl.mu.TryLock() { // one that is being written needs no heartbeat
+			if cl.rev != 0 && !cl.lost && cl.rec.State == running && time.Since(cl.written) > age {
+				due = append(due, cl)
+			}
+			cl.mu.Unlock()
+		}
+	}
+	return due
 }
 
 // renew writes the record once more, which starts its lease anew.

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,7 @@ func (c *Claims) Wake(ctx context.Context, id string, generation int) error {
 // operate takes a step that needs no claim.
 func (c *Claims) operate(ctx context.Context, id string, generation int, s step, ttl time.Duration) (answer, error) {
 	key := c.key("claim", &job.Job{ID: id, Generation: generation})
+	var sent []byte
 	for {
 		kv, err := store.Get(ctx, c.st, key)
 		if err != nil {
@@ -53,6 +55,9 @@ func (c *Claims) operate(ctx context.Context, id string, generation int, s step,
 		}
 		var old *record
 		if kv.Exists() {
+			if bytes.Equal(kv.Value, sent) { // the client sent it twice, and the first was done
+				return write, nil
+			}
 			if old, err = decodeRecord(kv.Value); err != nil {
 				return 0, err
 			}
@@ -75,5 +80,6 @@ func (c *Claims) operate(ctx context.Context, id string, generation int, s step,
 		if r.Done {
 			return write, nil
 		}
+		sent = b
 	}
 }

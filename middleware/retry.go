@@ -63,7 +63,7 @@ func Retry(p RetryPolicy, sink event.Sink) Stage {
 				}
 				if x.NextAttempt != nil {
 					if nerr := x.NextAttempt(ctx); nerr != nil {
-						return &job.Error{Kind: job.KindUnavailable, Err: errors.Join(nerr, err)}
+						return later{err, wait} // this one is counted, and the next is not begun
 					}
 				}
 				x.Job.Attempt++
