@@ -4,9 +4,10 @@ GO       ?= go
 FUZZTIME ?= 20s
 COUNT    ?= 1
 SOAK     ?= 10000000
+STEPS    ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check vet lint bench bench-extism fuzz soak ledger guests services clean
+.PHONY: help build demo test check vet lint bench bench-extism fuzz soak model ledger guests services clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +46,9 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 soak: ## SOAK=10000000 jobs, which leave memory flat; then the tests that crash and cut, COUNT=20 times unless said
 	WASMSIDECAR_SOAK=$(SOAK) $(GO) test -run='^TestSoak$$' -v -count=1 -timeout=6h ./runtime
 	@scripts/test -race -tags=soak -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
+
+model: services ## STEPS=100000 random steps of jobs' lives over each store, held against what is promised (WASMSIDECAR_SEED repeats them)
+	. ./.services/env && WASMSIDECAR_MODEL_STEPS=$(STEPS) $(GO) test -v -run='^TestModel' -count=1 -timeout=6h ./middleware
 
 ledger: services ## 100 000 jobs over each broker through kills, restarts and cuts: the table of docs/ledger.md (half an hour); LEDGER= more flags
 	. ./.services/env && $(GO) test -v -run CrashLedger -count=1 -parallel=1 -timeout=4h ./internal/ledger -args -ledger.full -ledger.jobs=100000 \

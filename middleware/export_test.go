@@ -1,0 +1,53 @@
+package middleware
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+)
+
+// Beat renews every claim that is held, one after another, as the heartbeat does after a third of a lease.
+func (c *Claims) Beat() {
+	due := c.due(-1)
+	slices.SortFunc(due, func(a, b *claim) int { return cmp.Compare(a.key, b.key) })
+	for _, cl := range due {
+		cl.renew()
+	}
+}
+
+// Recorded is what the store holds of a job.
+type Recorded struct {
+	State             string
+	Token             uint64
+	Attempts, Crashes int
+	Wait              time.Duration
+	Outcome           *job.Outcome
+	Revision          int64
+}
+
+// Look reads what st holds of a job, with the outcome's body where it is kept; the zero Recorded when it holds nothing.
+func (c *Claims) Look(ctx context.Context, st store.Store, id string, generation int) (Recorded, error) {
+	j := &job.Job{ID: id, Generation: generation}
+	reply, err := st.Txn(ctx, store.Txn{Read: []string{c.key("claim", j), c.key("result", j)}})
+	if err != nil || !reply.Read[0].Exists() {
+		return Recorded{}, err
+	}
+	r, err := decodeRecord(reply.Read[0].Value)
+	if err != nil {
+		return Recorded{}, err
+	}
+	if r.Apart {
+		r.Outcome.Body = reply.Read[1].Value
+	}
+	return Recorded{states[r.State], r.Token, r.Attempts, r.Crashes, r.Wait, r.Outcome, reply.Read[0].Revision}, nil
+}
+
+// Drop removes the body of a job's outcome from st, as its expiry does.
+func (c *Claims) Drop(ctx context.Context, st store.Store, id string, generation int) error {
+	_, err := st.Txn(ctx, store.Txn{Then: []store.Op{store.Delete(c.key("result", &job.Job{ID: id, Generation: generation}))}})
+	return err
+}
