@@ -13,6 +13,7 @@ import (
 const (
 	modelLease    = 10*time.Hour + 30*time.Minute
 	modelBackoff  = time.Hour + 30*time.Minute
+	modelSoon     = time.Millisecond // doubles with each attempt
 	modelPark     = 20*time.Hour + 30*time.Minute
 	modelAttempts = 3
 	modelCrashes  = 3
@@ -194,8 +195,9 @@ func (p *promise) finish(now time.Duration, o owner, open bool, e ending) sight 
 	case attempts >= modelAttempts || p.limit == 1:
 		return p.record("trap " + e.body)
 	case e.verb == trapsNow && e.late: // its next attempt could not be counted from here
-		p.held, p.due = false, now+time.Millisecond
-		return sight{verb: job.Retry, most: time.Millisecond}
+		soon := modelSoon << (attempts - 1)
+		p.held, p.due = false, now+soon
+		return sight{verb: job.Retry, most: soon}
 	case e.verb == trapsNow:
 		p.attempts++
 		p.until = now + modelLease

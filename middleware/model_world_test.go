@@ -106,7 +106,7 @@ func begin(st store.Store, clock *warp, n int, scope string) (*life, error) {
 			return guest{}, nil
 		},
 		Retry: middleware.RetryPolicy{
-			MaxAttempts: modelAttempts, MaxCrashes: modelCrashes, Backoff: modelBackoff, MaxBackoff: modelBackoff, NoJitter: true,
+			MaxAttempts: modelAttempts, MaxCrashes: modelCrashes, Backoff: modelSoon, MaxBackoff: modelBackoff, NoJitter: true,
 		},
 	})
 	return l, err
@@ -258,9 +258,9 @@ func (guest) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 		case refuses:
 			return nil, job.Errorf(job.KindFailed, "%s", e.body)
 		case traps:
-			return nil, job.Errorf(job.KindTrap, "%s", e.body)
+			return nil, &job.Error{Kind: job.KindTrap, Err: errors.New(e.body), RetryAfter: modelBackoff}
 		case trapsNow:
-			return nil, &job.Error{Kind: job.KindTrap, Err: errors.New(e.body), RetryAfter: time.Millisecond}
+			return nil, job.Errorf(job.KindTrap, "%s", e.body)
 		case parks:
 			return nil, &job.Park{For: modelPark}
 		case givesUp:
