@@ -5,11 +5,9 @@ import (
 	"errors"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/deadline"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 )
-
-// errDeadline is the cause with which an attempt's context ends when its time is up.
-var errDeadline = errors.New("the attempt's time is up")
 
 // Admit waits until a job may begin, for example until there is memory for it. The context is for its run, after which release
 // is called. An error is how the attempt ends, of a Kind that does not count.
@@ -37,9 +35,10 @@ func Deadline(limit time.Duration, admit Admit) Stage {
 				ctx = admitted
 			}
 			if d > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeoutCause(ctx, d, errDeadline)
-				defer cancel()
+				var limited deadline.Context
+				limited.Begin(ctx, time.Now().Add(d))
+				defer limited.End()
+				ctx = &limited
 			}
 			err := next(ctx, x)
 			switch {
@@ -47,7 +46,7 @@ func Deadline(limit time.Duration, admit Admit) Stage {
 				return nil
 			case outer.Err() != nil:
 				return job.Errorf(job.KindUnavailable, "given up: %w", context.Cause(outer))
-			case ctx.Err() != nil && errors.Is(context.Cause(ctx), errDeadline):
+			case d > 0 && errors.Is(ctx.Err(), context.DeadlineExceeded):
 				return job.Errorf(job.KindTimeout, "no result after %s: %w", d, err)
 			}
 			return err

@@ -37,7 +37,7 @@ func (r *run) context() context.Context {
 // close ends the run.
 func (r *run) close() {
 	r.process.Close()
-	r.end()
+	r.End()
 }
 
 // instance is a guest that is ready for one job. It belongs to one goroutine.

@@ -174,8 +174,8 @@ func (m *Module) Try(ctx context.Context) (err error) {
 
 // newRun returns the run of a job with terms, which ends with ctx, or at a time. It must be closed.
 func (m *Module) newRun(ctx context.Context, j *job.Job, t terms, until time.Time, s *seat) *run {
-	r := &run{bounded: bounded{Context: ctx, until: until, meter: newMeter(t.limits)},
-		call: host.Call{Grants: t.grants, Job: j}, vars: m.around.vars, limits: t.limits, seat: s}
+	r := &run{bounded: bounded{meter: newMeter(t.limits)}, call: host.Call{Grants: t.grants, Job: j}, vars: m.around.vars, limits: t.limits, seat: s}
+	r.bounded.Begin(ctx, until)
 	r.process = m.around.process(&r.call, t.limits)
 	return r
 }

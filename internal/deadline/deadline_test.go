@@ -1,4 +1,4 @@
-package runtime
+package deadline
 
 import (
 	"context"
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// The context of a guest ends as one of the standard library does, whoever waits for it and from when on.
-func TestBounded(t *testing.T) {
+// A Context ends as one of the standard library does, whoever waits for it and from when on.
+func TestContext(t *testing.T) {
 	t.Parallel()
 	closed := func(ctx context.Context) bool {
 		synctest.Wait()
@@ -22,12 +22,12 @@ func TestBounded(t *testing.T) {
 	}
 	tests := []struct {
 		name string
-		stop func(b *bounded, cancel context.CancelFunc)
+		stop func(b *Context, cancel context.CancelFunc)
 		want error
 	}{
-		{"deadline", func(*bounded, context.CancelFunc) { time.Sleep(time.Second) }, context.DeadlineExceeded},
-		{"canceled", func(_ *bounded, cancel context.CancelFunc) { cancel() }, context.Canceled},
-		{"ended", func(b *bounded, _ context.CancelFunc) { b.end() }, context.Canceled},
+		{"deadline", func(*Context, context.CancelFunc) { time.Sleep(time.Second) }, context.DeadlineExceeded},
+		{"canceled", func(_ *Context, cancel context.CancelFunc) { cancel() }, context.Canceled},
+		{"ended", func(b *Context, _ context.CancelFunc) { b.End() }, context.Canceled},
 	}
 	for _, tt := range tests {
 		for _, waits := range []bool{false, true} {
@@ -35,17 +35,20 @@ func TestBounded(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					parent, cancel := context.WithCancel(context.WithValue(t.Context(), t, 7))
 					defer cancel()
-					b := &bounded{Context: parent, until: time.Now().Add(time.Second)}
-					defer b.end()
+					b := &Context{}
+					b.Begin(parent, time.Now().Add(time.Second))
+					defer b.End()
 					child, stop := context.WithTimeout(b, time.Hour)
 					defer stop()
 					if !waits {
 						stop()
-						b = &bounded{Context: parent, until: b.until} // for whose Done nobody has asked
-						defer b.end()
+						until := b.until
+						b = &Context{} // for whose Done nobody has asked
+						b.Begin(parent, until)
+						defer b.End()
 					}
-					if d, ok := b.Deadline(); !ok || !d.Equal(b.until) || b.Value(t) != 7 || b.Value(meterKey{}) != &b.meter {
-						t.Errorf("deadline %v, values %v and %v", d, b.Value(t), b.Value(meterKey{}))
+					if d, ok := b.Deadline(); !ok || !d.Equal(b.until) || b.Value(t) != 7 {
+						t.Errorf("deadline %v, value %v", d, b.Value(t))
 					}
 					if b.Err() != nil || waits && (closed(b) || closed(child)) {
 						t.Errorf("it ends with %v before its time", b.Err())
