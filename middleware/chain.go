@@ -70,7 +70,7 @@ func Chain(cfg Config) (job.Handler, error) {
 		Recover(cfg.Log),
 		Deadline(cfg.Timeout, cfg.Admit),
 		Retry(cfg.Retry, cfg.Sink),
-		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), cfg.Sink),
+		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), out.joint(), cfg.Sink),
 		blame(job.PartStore),
 		Break(cfg.Breakers),
 		Publish(out),

@@ -10,6 +10,7 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/event"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
 // Claim takes the job's id before the job runs and records its whole outcome after, result or failure. A job seen again gets
@@ -21,9 +22,10 @@ import (
 //
 // pure says of which jobs nobody could see that they ran twice. One of them, in a message that was never delivered before, runs
 // without a claim: the first to record its outcome is right, and whoever comes second emits that one.
-func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Job, *job.Outcome) error, pure func(*job.Job) bool, sink event.Sink) Stage {
+func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Job, *job.Outcome) error, pure func(*job.Job) bool,
+	ending func(context.Context, *job.Exchange) transport.Ending, sink event.Sink) Stage {
 	return func(next job.Handler) job.Handler {
-		s := &claimStage{claims: claims, policy: policy, worker: worker, check: check, pure: pure, sink: sink, next: next}
+		s := &claimStage{claims: claims, policy: policy, worker: worker, check: check, pure: pure, ending: ending, sink: sink, next: next}
 		if claims == nil {
 			return s.unclaimed
 		}
@@ -40,6 +42,7 @@ type claimStage struct {
 	worker string
 	check  func(*job.Job, *job.Outcome) error
 	pure   func(*job.Job) bool
+	ending func(context.Context, *job.Exchange) transport.Ending // nil: every job ends step by step
 	sink   event.Sink
 	next   job.Handler
 }
@@ -131,7 +134,7 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 		return err
 	}
 	x.Outcome = s.outcome(x, err)
-	return s.record(ctx, cl, x)
+	return s.record(ctx, cl, x, s.ending)
 }
 
 // unseen says whether a job needs no claim before it runs: running it twice could not be seen, and this message cannot have been
@@ -154,7 +157,7 @@ func (s *claimStage) repeat(x *job.Exchange, t *taken) {
 func (s *claimStage) amend(cl *claim, x *job.Exchange) func(context.Context, *job.Outcome) error {
 	return func(ctx context.Context, o *job.Outcome) error {
 		x.Outcome = o
-		return s.record(ctx, cl, x)
+		return s.record(ctx, cl, x, nil)
 	}
 }
 
@@ -212,9 +215,9 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	return o
 }
 
-// record makes the outcome last. While the store is away it tries again until ctx ends: the job has run, and running it twice
-// is what claims are there to avoid.
-func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) error {
+// record makes the outcome last, and ends the job's message with it where ending, which may be nil, makes that possible. While the
+// store is away it tries again until ctx ends: the job has run, and running it twice is what claims are there to avoid.
+func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange, ending func(context.Context, *job.Exchange) transport.Ending) error {
 	if limit := s.claims.st.MaxValue(); limit > 0 && len(x.Outcome.Body)+x.Outcome.Header.Size()+2048 > limit {
 		o := *x.Outcome
 		o.Kind, o.Body, o.Header = job.KindLimit, nil, nil
@@ -222,7 +225,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange) err
 		x.Outcome = &o
 	}
 	for p := (patience{}); ; {
-		err := s.finish(ctx, cl, x.Outcome)
+		err := s.finish(ctx, cl, x, ending)
 		switch {
 		case err == nil:
 			crash.At(crash.AfterRecord)
@@ -269,10 +272,20 @@ func (p *patience) wait(ctx context.Context) bool {
 }
 
 // finish writes the outcome. The context may have ended with the drain timeout; the store is still there.
-func (s *claimStage) finish(ctx context.Context, cl *claim, o *job.Outcome) error {
+func (s *claimStage) finish(ctx context.Context, cl *claim, x *job.Exchange, ending func(context.Context, *job.Exchange) transport.Ending) error {
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	return cl.finish(wctx, o)
+	var end transport.Ending
+	if ending != nil {
+		end = ending(wctx, x)
+	}
+	ended, err := cl.finish(wctx, x.Outcome, end)
+	if err != nil || !ended {
+		return err
+	}
+	end.Settled()
+	x.Published, x.Settlement = true, job.Settlement{Verb: job.Settled}
+	return nil
 }
 
 // putBack ends a claim without an outcome: the job waits for its retry, or, where the attempt was given up, is free at once
@@ -281,7 +294,7 @@ func (s *claimStage) finish(ctx context.Context, cl *claim, o *job.Outcome) erro
 func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st step) error {
 	for p := (patience{}); ; {
 		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
-		err := cl.put(wctx, st, s.claims.keep()+st.wait)
+		_, err := cl.put(wctx, st, s.claims.keep()+st.wait, extras{})
 		cancel()
 		switch {
 		case errors.Is(err, errFenced):

@@ -13,6 +13,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
 // errFenced says that a claim was lost: its lease ran out and another owner took the job. What the stale owner did is not
@@ -262,20 +263,23 @@ func (cl *claim) recorded(ctx context.Context, rec *record) (*taken, error) {
 	return &taken{outcome: rec.Outcome, claim: cl}, nil
 }
 
-// finish makes an outcome the last word on the job.
-func (cl *claim) finish(ctx context.Context, o *job.Outcome) error {
-	ttl, apart, also := cl.c.cfg.TTL, false, []store.Op(nil)
+// finish makes an outcome the last word on the job. It says whether end, which may be nil, was taken along.
+func (cl *claim) finish(ctx context.Context, o *job.Outcome, end transport.Ending) (ended bool, err error) {
+	ttl, apart, with := cl.c.cfg.TTL, false, extras{}
+	if end != nil {
+		with.along = end
+	}
 	if results := cl.c.cfg.Results; len(o.Body) > 0 && results > 0 && results < ttl {
 		bare := *o
 		bare.Body = nil
-		also = []store.Op{store.Put(cl.bodyKey, o.Body, results)}
+		with.ops = []store.Op{store.Put(cl.bodyKey, o.Body, results)}
 		o, apart = &bare, true
 	}
 	verb := finishIt
 	if cl.unclaimed() {
 		verb = recordIt
 	}
-	return cl.put(ctx, step{verb: verb, outcome: o, apart: apart}, ttl, also...)
+	return cl.put(ctx, step{verb: verb, outcome: o, apart: apart}, ttl, with)
 }
 
 // unclaimed says whether nothing is written of the job yet.
@@ -287,21 +291,29 @@ func (cl *claim) unclaimed() bool {
 
 // next counts another attempt.
 func (cl *claim) next(ctx context.Context) error {
-	return cl.put(ctx, step{verb: againIt}, cl.c.keep())
+	_, err := cl.put(ctx, step{verb: againIt}, cl.c.keep(), extras{})
+	return err
 }
 
 // keep is how long a record of an unfinished job is kept: no shorter than an outcome, and well beyond a lease.
 func (c *Claims) keep() time.Duration { return max(c.cfg.TTL, 10*c.cfg.Lease) }
 
+// extras are written with a record.
+type extras struct {
+	ops   []store.Op
+	along any // see store.Txn
+}
+
 // put takes a step. Reading, changing and writing are one, so that a heartbeat never writes over what came after it. errFenced means
-// that another owner has taken the job, or that its record is gone; errRecorded that another has finished it.
+// that another owner has taken the job, or that its record is gone; errRecorded that another has finished it. along says that what
+// was to be taken along was.
 //
-// When the answer of the store is lost, it looks at what is there.
-func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...store.Op) error {
+// When the answer of the store is lost, it looks at what is there; what became of the rest it cannot see.
+func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, with extras) (along bool, err error) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.lost {
-		return errFenced
+		return false, errFenced
 	}
 	s.token, s.nonce = cl.rec.Token, cl.rec.Nonce
 	rec, answer, _ := cl.rec.take(s)
@@ -309,30 +321,31 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 		rec, answer, _ = (*record)(nil).take(s)
 	}
 	if answer != write {
-		return errFenced
+		return false, errFenced
 	}
 	b, err := rec.encode()
 	if err != nil {
-		return err
+		return false, err
 	}
 	// What was read is forgotten with an error: the revision of another's record is not ours to keep, and least of all to renew.
 	rev := cl.rev
 	for range 3 {
 		sent := time.Now()
 		r, err := cl.c.st.Txn(ctx, store.Txn{
-			If:   []store.Cond{{Key: cl.key, Revision: rev}},
-			Then: append([]store.Op{store.Put(cl.key, b, ttl)}, also...),
+			If:    []store.Cond{{Key: cl.key, Revision: rev}},
+			Then:  append([]store.Op{store.Put(cl.key, b, ttl)}, with.ops...),
+			Along: with.along,
 		})
 		if cl.c.mute.Store(err != nil); err != nil {
-			return err
+			return false, err
 		}
 		if r.Done {
 			cl.rec, cl.rev, cl.written, cl.open = rec, r.Revision, sent, false
-			return nil
+			return r.Along, nil
 		}
 		kv, err := store.Get(ctx, cl.c.st, cl.key) // rarely needed, and not all stores read for nothing
 		if err != nil {
-			return err
+			return false, err
 		}
 		var old *record
 		if kv.Exists() {
@@ -344,24 +357,24 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, also ...sto
 		switch {
 		case ours && (cl.open || old.State != running) && string(kv.Value) == string(b): // this write, whose answer was lost
 			cl.rec, cl.rev, cl.written, cl.open = rec, kv.Revision, sent, false
-			return nil
+			return false, nil
 		case s.verb == recordIt: // whoever records first is right; another who has claimed it has its writes refused
 			if rec, answer, _ = old.take(s); answer == over {
 				cl.rec, cl.rev, cl.open = *old, kv.Revision, false
-				return errRecorded
+				return false, errRecorded
 			}
 			if b, err = rec.encode(); err != nil {
-				return err
+				return false, err
 			}
 		case cl.open && old == nil: // another's record was there, and has expired
 		case !ours:
 			cl.lose()
-			return errFenced
+			return false, errFenced
 		}
 		rev = kv.Revision // or an earlier write of ours went through unheard
 	}
 	cl.lose()
-	return errFenced
+	return false, errFenced
 }
 
 // lose ends a claim that another owner has taken.
@@ -420,7 +433,7 @@ func (c *Claims) due(age time.Duration) (due []*claim) {
 func (cl *claim) renew() {
 	ctx, cancel := context.WithTimeout(cl.c.done, cl.c.cfg.Lease/3)
 	defer cancel()
-	if err := cl.put(ctx, step{verb: beatIt}, cl.c.keep()); err != nil && !errors.Is(err, errFenced) && cl.c.done.Err() == nil {
+	if _, err := cl.put(ctx, step{verb: beatIt}, cl.c.keep(), extras{}); err != nil && !errors.Is(err, errFenced) && cl.c.done.Err() == nil {
 		cl.c.cfg.Log.Warn("heartbeat of a claim failed", "route", cl.c.cfg.Route, "key", cl.key, "err", err)
 	}
 }

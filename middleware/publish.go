@@ -6,6 +6,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/internal/crash"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -28,6 +29,36 @@ func (p *outputs) check(j *job.Job, o *job.Outcome) error {
 	return nil
 }
 
+// joint returns what makes endings, where the store can take along what the publisher makes; nil where every job ends step by step.
+func (p *outputs) joint() func(context.Context, *job.Exchange) transport.Ending {
+	pub, ok := p.cfg.Publisher.(transport.Joint)
+	if !ok || p.cfg.Claims == nil {
+		return nil
+	}
+	if st, ok := p.cfg.Claims.st.(store.Joiner); !ok || !st.Joins(pub.Database()) {
+		return nil
+	}
+	return func(ctx context.Context, x *job.Exchange) transport.Ending {
+		d, ok := x.Delivery.(transport.Delivery)
+		if !ok || x.Job.ReplyTo != "" || p.dead(x.Outcome) {
+			return nil // more than one message is to be published
+		}
+		var m *transport.Message
+		if p.hasResult(x.Job) {
+			m = transport.Result(x.Job, x.Outcome, p.cfg.Envelope, p.cfg.To)
+		}
+		return pub.Ending(ctx, d, m)
+	}
+}
+
+// hasResult says whether a result of j is published. A job that came round a loop of routes has none: it would be the next job, for ever.
+func (p *outputs) hasResult(j *job.Job) bool { return p.cfg.To != "" && j.Hops < job.MaxHops }
+
+// dead says whether an outcome leads to a dead letter.
+func (p *outputs) dead(o *job.Outcome) bool {
+	return p.cfg.DeadLetter != "" && o.Kind.Fate().DeadLetter
+}
+
 // Publish emits the recorded outcome of a job to the route's result subject, and to the job's reply subject if it has one. It
 // does so the first time and every time that the job is seen. A result that the broker refuses for good turns the record into
 // a failure, whose result is small.
@@ -36,6 +67,10 @@ func Publish(p *outputs) Stage {
 		return func(ctx context.Context, x *job.Exchange) error {
 			if err := next(ctx, x); err != nil || x.Outcome == nil {
 				return err
+			}
+			if x.Published {
+				crash.At(crash.AfterPublish)
+				return nil
 			}
 			err := p.result(ctx, x)
 			if err == nil || !transport.Permanent(err) {
@@ -58,8 +93,7 @@ func Publish(p *outputs) Stage {
 
 func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 	j, o := x.Job, x.Outcome
-	// A job that came round a loop of routes has no result: it would be the next job, for ever.
-	if p.cfg.To != "" && j.Hops < job.MaxHops {
+	if p.hasResult(j) {
 		if err := p.cfg.Publisher.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, p.cfg.To)); err != nil {
 			return fmt.Errorf("publish the result to %q: %w", p.cfg.To, err)
 		}
@@ -89,7 +123,7 @@ func DeadLetter(p *outputs) Stage {
 				return err
 			}
 			j, o := x.Job, x.Outcome
-			if !o.Kind.Fate().DeadLetter || p.cfg.DeadLetter == "" {
+			if !p.dead(o) {
 				return nil
 			}
 			orig := &transport.Message{Subject: j.Subject, Key: keyOf(j), Header: j.Header, ReplyTo: j.ReplyTo, Body: j.Raw}

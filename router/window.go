@@ -239,7 +239,7 @@ func (w *Window) carry(it *item) job.Settlement {
 	}
 	decoded, j := x.Job, *x.Job // the chain may set the attempt; a second trip begins with what was decoded,
 	decoded.Redelivered = true  // and the job may have run by then
-	*x = job.Exchange{Job: &j, Received: x.Received, Draining: w.drain}
+	*x = job.Exchange{Job: &j, Delivery: it.d, Received: x.Received, Draining: w.drain}
 	it.until, it.moves, it.scheduled = time.Time{}, 0, false
 	err := w.cfg.Handle(w.base, x)
 	s := x.Settlement
@@ -264,10 +264,11 @@ const lost job.Verb = 255
 // settle carries out the decision about an item, frees its slot and returns the next item to run in its place.
 func (w *Window) settle(it *item, s job.Settlement) *item {
 	gone, wait := true, s.After
-	if s.Verb == job.Ack || s.Verb == job.Dead {
+	if s.Verb == job.Ack || s.Verb == job.Dead || s.Verb == job.Settled {
 		crash.At(crash.BeforeSettle)
 	}
 	switch s.Verb {
+	case job.Settled: // there is nothing left to do
 	case job.Ack:
 		it.d.Ack()
 	case job.Dead:

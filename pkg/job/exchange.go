@@ -8,7 +8,7 @@ import (
 // Verb says how a message is settled.
 type Verb uint8
 
-// The four ways to be done with a message.
+// The ways to be done with a message.
 const (
 	// Ack: the work is over and all its outputs are out.
 	Ack Verb = iota
@@ -18,10 +18,12 @@ const (
 	Dead
 	// Leave: the slot is given back unsettled; the message is presented again later, or handed back at once when draining.
 	Leave
+	// Settled: as Ack, and it was done with what a stage has written.
+	Settled
 )
 
 // String names the verb.
-func (v Verb) String() string { return [...]string{"ack", "retry", "dead", "leave"}[v] }
+func (v Verb) String() string { return [...]string{"ack", "retry", "dead", "leave", "settled"}[v] }
 
 // Settlement is the decision about a message, taken by the chain and carried out by the window.
 type Settlement struct {
@@ -48,6 +50,10 @@ type Exchange struct {
 	Repeat bool
 	// Err is what the last attempt, or the chain itself, failed with. Observe reads it; it decides nothing.
 	Err error
+	// Delivery is the transport.Delivery that the job came in, for a stage that settles it with what it writes; nil where there is none.
+	Delivery any
+	// Published says that the result is out: it was published with the record.
+	Published bool
 	// Settlement is what becomes of the message.
 	Settlement Settlement
 	// Received is when the window took the message from the broker.

@@ -133,11 +133,16 @@ type Txn struct {
 	If   []Cond
 	Then []Op
 	Read []string
+	// Along is what a transport in the same database has done at the same stroke, behind Then; see Joiner. Any other store leaves
+	// it undone.
+	Along any
 }
 
 // Reply is the answer to a transaction.
 type Reply struct {
 	Done bool // the conditions held and Then was done
+	// Along says that Txn.Along was done too. Where it is false it was not, or nobody knows: whoever wants it done does it by other means.
+	Along bool
 	// Revision is that of every key that Then put; greater than any revision the partition's keys had before.
 	Revision int64
 	Read     []KV      // one for each key in Txn.Read, in order
@@ -195,6 +200,14 @@ type Store interface {
 	Ping(ctx context.Context) error
 	// Close releases the store's own resources, not the connection it was given.
 	Close() error
+}
+
+// Joiner is a Store in whose transactions a transport can take part that lies in the same database.
+type Joiner interface {
+	Store
+	// Joins says whether transactions take along what the transport over this connection makes. One that does may still leave it,
+	// for reasons of its own: Reply.Along tells.
+	Joins(database any) bool
 }
 
 // Get reads one key.

@@ -3,10 +3,11 @@ package rediskv
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -21,6 +22,8 @@ const (
 	batchBytes = 1 << 20
 	// swapLen bounds the transactions of one script, which holds up the server: at some 5 µs each for well under a millisecond.
 	swapLen = 64
+	// apartFor is how long no ending is taken along after the user was found not to be allowed all of its keys.
+	apartFor = time.Minute
 )
 
 // call is one command that waits for its reply.
@@ -30,22 +33,15 @@ type call struct {
 	args   []any   // of the command; with a script, what follows the digest
 	swap   *swap   // instead of both
 	size   int
-	reply  any
+	reply  any // of a swap it is in there
 	err    error
 	done   chan struct{} // closed when there is a reply or an error
-}
-
-// swap is a transaction of the short kind. Those of a partition that are made at the same time go into one script.
-type swap struct {
-	names names
-	key   string
-	args  [4]any
 }
 
 // sent is one command of a pipeline, and whom its reply is for: several calls where it is a script of swaps.
 type sent struct {
 	script *script
-	args   []any
+	args   []any // with a script, the first two are left free for it
 	calls  []*call
 	cmd    *redis.Cmd
 }
@@ -56,6 +52,7 @@ type batcher struct {
 	client  redis.UniversalClient
 	swapper *script
 	queue   chan *call
+	apart   atomic.Int64 // until when no ending is taken along, in Unix nanoseconds
 	ctx     context.Context
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -137,7 +134,8 @@ func (b *batcher) take(batch []*call) []*call {
 	return batch
 }
 
-// send runs a batch and answers each call by itself. Scripts that the server does not know are sent once more, in full.
+// send runs a batch and answers each call by itself. Scripts that the server does not know are sent once more, in full; those that
+// it does not allow for the sake of an ending, without.
 func (b *batcher) send(batch []*call) {
 	all := b.commands(batch)
 	pipe := b.client.Pipeline()
@@ -148,10 +146,19 @@ func (b *batcher) send(batch []*call) {
 	_, _ = pipe.Exec(b.ctx) // each command has its own error
 	again := b.client.Pipeline()
 	for i := range all {
-		if s := &all[i]; s.script != nil && redis.HasErrorPrefix(s.cmd.Err(), "NOSCRIPT") {
-			s.cmd = s.command(b.ctx, "eval")
-			_ = again.Process(b.ctx, s.cmd)
+		s := &all[i]
+		err := s.cmd.Err()
+		switch {
+		case s.script == nil || err == nil:
+			continue
+		case redis.HasErrorPrefix(err, "NOPERM") && s.ends(): // writing to the results may be all that the user is allowed there
+			b.apart.Store(time.Now().Add(apartFor).UnixNano())
+			s.dropEndings()
+		case !redis.HasErrorPrefix(err, "NOSCRIPT"):
+			continue
 		}
+		s.cmd = s.command(b.ctx, "eval")
+		_ = again.Process(b.ctx, s.cmd)
 	}
 	if again.Len() > 0 {
 		_, _ = again.Exec(b.ctx)
@@ -168,10 +175,14 @@ func (b *batcher) commands(batch []*call) []sent {
 		switch {
 		case c.ctx.Err() != nil: // its caller has gone before it was sent
 		case c.swap == nil:
-			all = append(all, sent{script: c.script, args: c.args, calls: batch[i : i+1]})
+			s := sent{script: c.script, args: c.args, calls: batch[i : i+1]}
+			if s.script != nil {
+				s.args = append(make([]any, 2, 2+len(c.args)), c.args...)
+			}
+			all = append(all, s)
 		default:
 			j := slices.IndexFunc(all, func(s sent) bool {
-				return s.script == b.swapper && len(s.calls) < swapLen && s.calls[0].swap.names.head == c.swap.names.head
+				return s.script == b.swapper && len(s.calls) < swapLen && s.calls[0].swap.alike(&c.swap.swapHead)
 			})
 			if j < 0 {
 				j = len(all)
@@ -188,30 +199,28 @@ func (b *batcher) commands(batch []*call) []sent {
 	return all
 }
 
-// swaps are the arguments of a script of swaps.
-func swaps(calls []*call) []any {
-	n := calls[0].swap.names
-	args := append(make([]any, 0, 4+5*len(calls)), 3+len(calls), n.counter, n.watch, n.expiries)
-	for _, c := range calls {
-		args = append(args, c.swap.key)
+// ends says whether the transactions of s have endings.
+func (s *sent) ends() bool { return s.calls[0].swap != nil && s.calls[0].swap.group != "" }
+
+// dropEndings leaves only the transactions themselves.
+func (s *sent) dropEndings() {
+	for _, c := range s.calls {
+		c.swap.stream, c.swap.group, c.swap.results = "", "", ""
 	}
-	for _, c := range calls {
-		args = append(args, c.swap.args[:]...)
-	}
-	return args
+	s.args = swaps(s.calls)
 }
 
 // answer hands the reply to whom it is for.
 func (s *sent) answer() {
 	reply, err := s.cmd.Val(), s.cmd.Err()
-	for i, c := range s.calls {
-		if c.swap == nil || err != nil {
-			c.reply, c.err = reply, err
-		} else if replies, ok := reply.([]any); !ok || i >= len(replies) {
-			c.err = fmt.Errorf("redis answered %T for %d transactions", reply, len(s.calls))
-		} else if c.reply = replies[i]; c.reply != nil {
-			c.err, _ = c.reply.(error)
+	if err == nil && s.calls[0].swap != nil {
+		err = readSwaps(s.calls, reply)
+	}
+	for _, c := range s.calls {
+		if err != nil {
+			c.err = err
 		}
+		c.reply = reply
 		close(c.done)
 	}
 }
@@ -220,11 +229,11 @@ func (s *sent) command(ctx context.Context, eval string) *redis.Cmd {
 	if s.script == nil {
 		return redis.NewCmd(ctx, s.args...)
 	}
-	name := s.script.sha
+	s.args[0], s.args[1] = eval, s.script.sha
 	if eval == "eval" {
-		name = s.script.source
+		s.args[1] = s.script.source
 	}
-	return redis.NewCmd(ctx, append([]any{eval, name}, s.args...)...)
+	return redis.NewCmd(ctx, s.args...)
 }
 
 // failure says what an error of Redis means and what to do about it.

@@ -45,13 +45,17 @@ type Store struct {
 	batch   *batcher
 	closed  atomic.Bool
 	evicts  string // the policy by which the server may evict keys, or ""
+	cluster bool
 
 	mu   sync.Mutex
 	hubs map[string]*hub // nil when closed
 	wg   sync.WaitGroup  // the hubs' goroutines
+
+	naming sync.RWMutex
+	named  map[string]*names // by partition
 }
 
-var _ store.Store = (*Store)(nil)
+var _ store.Joiner = (*Store)(nil)
 
 // Open checks the server and returns the store. The client stays the caller's: it is used until Close and not closed. A client that
 // repeats commands by itself (MaxRetries) is safe: a transaction knows its own nonce.
@@ -65,7 +69,8 @@ func Open(ctx context.Context, client redis.UniversalClient, cfg Config) (*Store
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{client: client, cfg: cfg, scripts: newScripts(), hubs: make(map[string]*hub)}
+	s := &Store{client: client, cfg: cfg, scripts: newScripts(), hubs: make(map[string]*hub), named: make(map[string]*names)}
+	_, s.cluster = client.(*redis.ClusterClient)
 	if err := s.inspect(ctx); err != nil {
 		return nil, fmt.Errorf("open redis store: %w", err)
 	}
@@ -95,11 +100,11 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	}
 	n := s.names(part)
 	if isSwap(t) {
-		reply, err := s.batch.run(&call{ctx: ctx, swap: newSwap(n, t), size: len(t.Then[0].Value) + 300})
-		if err != nil {
+		x := s.newSwap(n, t)
+		if _, err := s.batch.run(&call{ctx: ctx, swap: x, size: x.size()}); err != nil {
 			return store.Reply{}, fmt.Errorf("redis transaction on %q: %w", t.Then[0].Key, err)
 		}
-		return swapReply(t, reply)
+		return swapped(x, t)
 	}
 	size := 100 * (len(t.If) + len(t.Read) + len(t.Then))
 	for _, o := range t.Then {
@@ -112,17 +117,14 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	return txnReply(t, reply)
 }
 
-// isSwap says whether t is what the short script does.
-func isSwap(t store.Txn) bool {
-	if len(t.Then) != 1 || t.Then[0].Kind != store.OpPut || len(t.If) > 1 || len(t.Read) > 1 {
-		return false
-	}
-	key := t.Then[0].Key
-	return (len(t.If) == 0 || t.If[0].Key == key) && (len(t.Read) == 0 || t.Read[0] == key)
-}
-
 // MaxValue implements store.Store.
 func (s *Store) MaxValue() int { return maxValue }
+
+// Joins implements store.Joiner: of a transport with the same client.
+func (s *Store) Joins(database any) bool {
+	c, ok := database.(redis.UniversalClient)
+	return ok && c == s.client
+}
 
 // Shared implements store.Store: other processes see this store.
 func (s *Store) Shared() bool { return true }
@@ -161,11 +163,32 @@ func (s *Store) Close() error {
 
 // names are what a partition is made of in Redis.
 type names struct {
-	part, head               string
+	part, tag, head          string
 	counter, watch, expiries string
 }
 
-func (s *Store) names(part string) names {
+// maxNamed is how many partitions' names are remembered.
+const maxNamed = 1000
+
+func (s *Store) names(part string) *names {
+	s.naming.RLock()
+	n := s.named[part]
+	s.naming.RUnlock()
+	if n != nil {
+		return n
+	}
+	n = s.name(part)
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if len(s.named) >= maxNamed {
+		clear(s.named)
+	}
+	s.named[n.part] = n
+	return n
+}
+
+func (s *Store) name(part string) *names {
+	part = strings.Clone(part) // it may be a part of a long key
 	tag := part
 	// What stands between the braces chooses the slot: it must not end early, and must not be empty.
 	if strings.ContainsAny(tag, "}%") {
@@ -175,34 +198,21 @@ func (s *Store) names(part string) names {
 		tag = "%"
 	}
 	head := s.cfg.Prefix + "{" + tag + "}"
-	return names{part: part, head: head, counter: head + "r", watch: head + "w", expiries: head + "x"}
+	return &names{part: part, tag: tag, head: head, counter: head + "r", watch: head + "w", expiries: head + "x"}
 }
 
-func (n names) key(key string) string { return n.head + "k:" + key[len(n.part)+1:] }
+func (n *names) key(key string) string { return n.head + "k:" + key[len(n.part)+1:] }
 
 // unkey is the reverse of key.
-func (n names) unkey(key string) string { return n.part + "/" + strings.TrimPrefix(key, n.head+"k:") }
+func (n *names) unkey(key string) string { return n.part + "/" + strings.TrimPrefix(key, n.head+"k:") }
 
 // set returns the two keys of an ordered set: that of its order and that of its scores.
-func (n names) set(set string) (order, scores string) {
+func (n *names) set(set string) (order, scores string) {
 	name := set[len(n.part)+1:]
 	return n.head + "z:" + name, n.head + "s:" + name
 }
 
-func newSwap(n names, t store.Txn) *swap {
-	o := t.Then[0]
-	want, read := "*", "0"
-	if len(t.If) > 0 {
-		want = packRevision(t.If[0].Revision)
-	}
-	if len(t.Read) > 0 {
-		read = "1"
-	}
-	load := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(o.Value)), rand.Uint64())
-	return &swap{names: n, key: n.key(o.Key), args: [4]any{want, millis(o.TTL), append(load, o.Value...), read}}
-}
-
-func txnArgs(n names, t store.Txn) []any {
+func txnArgs(n *names, t store.Txn) []any {
 	keys := []any{0, n.counter, n.watch, n.expiries}
 	grows := "0"
 	for _, o := range t.Then {
@@ -238,45 +248,6 @@ func txnArgs(n names, t store.Txn) []any {
 	}
 	keys[0] = len(keys) - 1
 	return append(keys, args...)
-}
-
-func swapReply(t store.Txn, reply any) (store.Reply, error) {
-	var r store.Reply
-	if len(t.Read) > 0 {
-		r.Read = []store.KV{{Key: t.Read[0]}}
-	}
-	switch v := reply.(type) {
-	case string:
-		if len(v) != 16 {
-			break
-		}
-		r.Done, r.Revision, r.Now = true, unpackRevision(v), unpackTime(v[8:])
-		if len(t.Read) > 0 && len(t.If) > 0 && t.If[0].Revision != 0 {
-			return store.Reply{}, fmt.Errorf("redis transaction on %q: it was done, and what was read is lost", t.Then[0].Key)
-		}
-		return r, nil
-	case []any:
-		head, ok := "", false
-		if len(v) > 0 {
-			head, ok = v[0].(string)
-		}
-		if !ok || len(head) != 8 && len(head) != 16 {
-			break
-		}
-		r.Now = unpackTime(head[len(head)-8:])
-		if len(head) == 16 {
-			r.Done, r.Revision = true, unpackRevision(head)
-		}
-		if len(t.Read) > 0 && len(v) > 1 {
-			kv, err := unpackKV(t.Read[0], v[1])
-			if err != nil {
-				return store.Reply{}, err
-			}
-			r.Read[0] = kv
-		}
-		return r, nil
-	}
-	return store.Reply{}, fmt.Errorf("redis transaction on %q: unexpected reply %T", t.Then[0].Key, reply)
 }
 
 func txnReply(t store.Txn, reply any) (store.Reply, error) {

@@ -25,12 +25,19 @@ import (
 // memory is refused at the first write only. Therefore a transaction that only deletes writes the counter last: a full Redis takes it.
 
 // luaSwap is the transaction that almost all are: at most one condition, one put, at most that same key to read. It does several,
-// each by itself, which share what they cost together: a job's claim or outcome is one of them.
-// KEYS: counter, watch, expiries, the keys. ARGV, for each key: revision wanted, "" for absent, "*" for any; ttl in ms; nonce and
-// value; 1 to read.
-// Returns for each key its revision and time, 16 bytes, alone or before the value read; an array of time and value when the
-// condition fails; or an error, for a key that another program made.
+// each by itself, which share what they cost together: a job's claim or outcome is one of them. Where the store lies beside a stream
+// whose entry the transaction ends, the entry's result is published with it, and all such entries are settled at last. What cannot be
+// published is left to the caller, who then sees why.
+// KEYS: counter, watch, expiries; with endings the stream and that of results; the keys. ARGV: ttl in ms; 1 to read; the stream's
+// group, "" without endings; for each key: revision wanted, "" for absent, "*" for any; nonce and value; with endings the entry's id, and
+// what to give XADD behind the stream as a MessagePack list, "" for nothing.
+// Returns a letter for each key, 16 bytes for each key, and what the letters call for. c: the condition fails; v: so it does, and here
+// is the value; d: done; o: done, and here is the old value; a: done, published and settled; e: the key is another program's, and here
+// is the error. The bytes are revision and time of what was done, else 0 and the time now.
 const luaSwap = `
+local px, read, group = ARGV[1], ARGV[2] == '1', ARGV[3]
+local first, width = 3, 2
+if group ~= '' then first, width = 5, 4 end
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local has = redis.call('MGET', KEYS[1], KEYS[2])
@@ -38,10 +45,10 @@ local rev = now - 1
 if has[1] and tonumber(has[1]) > rev then rev = tonumber(has[1]) end
 local watched = has[2]
 local wrote = false
-local out = {}
-for i = 1, #KEYS - 3 do
-  local key, a = KEYS[3 + i], 4 * i
-  local want, px, load, read = ARGV[a - 3], ARGV[a - 2], ARGV[a - 1], ARGV[a] == '1'
+local states, heads, out, ids = {}, {}, {'', ''}, {}
+for i = 1, #KEYS - first do
+  local key, a = KEYS[first + i], 3 + width * (i - 1)
+  local want, load = ARGV[a + 1], ARGV[a + 2]
   local cur, done, old, expired = '', false, false, false
   if want ~= '' then cur = redis.pcall('GETRANGE', key, 0, 23) end
   if type(cur) == 'string' and (want == '' or want == '*' or string.sub(cur, 1, 8) == want) then
@@ -65,19 +72,35 @@ for i = 1, #KEYS - 3 do
         if px == '0' then redis.call('ZREM', KEYS[3], key)
         else redis.call('ZADD', KEYS[3], math.floor(now / 1000) + px, key) end
       end
-      if old then out[i] = {head, old, 1} else out[i] = head end
+      states[i], heads[i] = 'd', head
+      if old then
+        states[i], out[#out + 1] = 'o', old
+      elseif width == 4 then
+        local add = ARGV[a + 4]
+        if add == '' or type(redis.pcall('XADD', KEYS[5], unpack(cmsgpack.unpack(add)))) == 'string' then
+          states[i], ids[#ids + 1] = 'a', ARGV[a + 3]
+        end
+      end
     else
       cur = redis.pcall('GETRANGE', key, 0, 23)
     end
   end
   if not done then
-    if type(cur) ~= 'string' then out[i] = cur
-    elseif string.sub(cur, 17, 24) == string.sub(load, 1, 8) then out[i] = string.sub(cur, 1, 16)
-    elseif read then out[i] = {struct.pack('>I8', now), redis.call('GET', key)}
-    else out[i] = {struct.pack('>I8', now)} end
+    states[i], heads[i] = 'c', struct.pack('>I8I8', 0, now)
+    if type(cur) ~= 'string' then states[i], out[#out + 1] = 'e', cur.err
+    elseif string.sub(cur, 17, 24) == string.sub(load, 1, 8) then states[i], heads[i] = 'd', string.sub(cur, 1, 16)
+    elseif read then
+      local value = redis.call('GET', key)
+      if value then states[i], out[#out + 1] = 'v', value end
+    end
   end
 end
 if wrote then redis.call('SET', KEYS[1], rev) end
+out[1], out[2] = table.concat(states), table.concat(heads)
+if #ids > 0 then
+  local ok = type(redis.pcall('XACK', KEYS[4], group, unpack(ids))) == 'number'
+  if not ok or type(redis.pcall('XDEL', KEYS[4], unpack(ids))) ~= 'number' then out[1] = string.gsub(out[1], 'a', 'd') end
+end
 return out`
 
 // luaTxn is any transaction.

@@ -50,6 +50,9 @@ func TestStoreCluster(t *testing.T) {
 		t.Cleanup(func() { _ = s.Close() })
 		return &clustered{Store: s, prefix: prefix}
 	}
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{srv.Addr}})
+	defer c.Close()
+	endings(t, c, open)
 	storetest.Run(t, storetest.Harness{
 		Open:     func(t testing.TB) store.Store { return open(t, prefix(t)) },
 		Reopen:   func(t testing.TB, s store.Store) store.Store { return open(t, s.(*clustered).prefix) },
@@ -85,6 +88,123 @@ func TestRepeatedByTheClient(t *testing.T) {
 		kv, err := store.Get(t.Context(), s, txn.Then[0].Key)
 		if err != nil || kv.Revision != r.Revision {
 			t.Fatalf("%s: revision %d, %v; want %d", name, kv.Revision, err, r.Revision)
+		}
+	}
+}
+
+// along is an ending as redisstream makes them.
+type along struct{ stream, id, results, add string }
+
+func (a along) Entry() (stream, group, id string) { return a.stream, "g", a.id }
+func (a along) Add() (stream, args string)        { return a.results, a.add }
+
+// addOne is XADD's "* a b" as a MessagePack list.
+const addOne = "\x93\xa1*\xa1a\xa1b"
+
+// jobIn writes an entry to a stream and has it delivered.
+func jobIn(t *testing.T, c redis.UniversalClient, stream string) string {
+	t.Helper()
+	if err := c.XGroupCreateMkStream(t.Context(), stream, "g", "0").Err(); err != nil && !strings.Contains(err.Error(), "BUSYGROUP") {
+		t.Fatal(err)
+	}
+	id, err := c.XAdd(t.Context(), &redis.XAddArgs{Stream: stream, Values: []string{"body", "b"}}).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.XReadGroup(t.Context(), &redis.XReadGroupArgs{Group: "g", Consumer: "c", Streams: []string{stream, ">"}}).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A transaction that the client repeats with its ending publishes once, and does not claim to know that it did.
+func TestEndingRepeatedByTheClient(t *testing.T) {
+	t.Parallel()
+	p := services.NewProxy(t, services.Redis(t))
+	s := open(t, redis.Options{Addr: p.Addr(), MaxRetries: 5}, prefix(t))
+	c := redis.NewClient(&redis.Options{Addr: services.Redis(t)})
+	defer c.Close()
+	stream := services.UniqueName(t)
+	id := jobIn(t, c, stream)
+	if err := s.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.Delay(400 * time.Millisecond)
+	cut := time.AfterFunc(600*time.Millisecond, func() {
+		p.Cut()
+		p.Delay(0)
+		p.Restore()
+	})
+	defer cut.Stop()
+	r, err := s.Txn(t.Context(), store.Txn{
+		If: []store.Cond{{Key: "p/a"}}, Then: []store.Op{store.Put("p/a", []byte("v"), time.Minute)},
+		Along: along{stream, id, stream + "-results", addOne},
+	})
+	if err != nil || !r.Done || r.Along {
+		t.Fatalf("answer %+v, %v", r, err)
+	}
+	if n, left := c.XLen(t.Context(), stream+"-results").Val(), c.XLen(t.Context(), stream).Val(); n != 1 || left != 0 {
+		t.Errorf("%d results, %d entries left", n, left)
+	}
+}
+
+// A user who may only write to the results has them published step by step.
+func TestEndingDenied(t *testing.T) {
+	t.Parallel()
+	srv := services.StartRedis(t)
+	c := redis.NewClient(&redis.Options{Addr: srv.Addr})
+	defer c.Close()
+	user := []any{"acl", "setuser", services.User, "on", ">" + services.Password, "~jobs", "%W~results"}
+	for _, r := range rights() {
+		user = append(user, r)
+	}
+	user = append(user, "+@stream")
+	if err := c.Do(t.Context(), user...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, redis.Options{Addr: srv.Addr, Username: services.User, Password: services.Password}, "wasm:")
+	id := jobIn(t, c, "jobs")
+	end := func(key, results string) store.Reply {
+		t.Helper()
+		r, err := s.Txn(t.Context(), store.Txn{
+			If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, []byte("v"), time.Minute)}, Along: along{"jobs", id, results, addOne},
+		})
+		if err != nil || !r.Done {
+			t.Fatalf("answer %+v, %v", r, err)
+		}
+		return r
+	}
+	if !end("p/a", "jobs").Along {
+		t.Error("allowed, it was not taken along")
+	}
+	for _, key := range []string{"p/b", "p/c"} {
+		if end(key, "results").Along {
+			t.Error("it was taken along although the user may not read there")
+		}
+	}
+}
+
+// In a cluster an ending is taken along where all lies on one slot.
+func endings(t *testing.T, c redis.UniversalClient, open func(testing.TB, string) store.Store) {
+	s := open(t, "wasm:")
+	for _, e := range []struct {
+		part, stream, results string
+		along                 bool
+	}{
+		{"jobs", "jobs", "{jobs}results", true},
+		{"plain", "plain", "", true},
+		{"work", "work", "results", false},
+		{"{work}", "{work}", "{work}results", false}, // the store's own keys are elsewhere
+	} {
+		id := jobIn(t, c, e.stream)
+		a := along{stream: e.stream, id: id}
+		if e.results != "" {
+			a.results, a.add = e.results, addOne
+		}
+		key := store.Key(e.part, "claim", id)
+		r, err := s.Txn(t.Context(), store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, []byte("v"), time.Minute)}, Along: a})
+		if err != nil || !r.Done || r.Along != e.along {
+			t.Errorf("%+v is answered with %+v, %v", e, r, err)
 		}
 	}
 }

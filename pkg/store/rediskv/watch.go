@@ -82,7 +82,7 @@ func (s *Store) hub(part string) (*hub, error) {
 // hub is what the watchers of one partition share: a subscription, and a sweep for expired keys.
 type hub struct {
 	store *Store
-	names names
+	names *names
 	ctx   context.Context
 	stop  context.CancelFunc
 	ready chan struct{} // closed when watching has begun, or failed with err
@@ -278,7 +278,7 @@ func (h *hub) end() {
 }
 
 // change reads what a script published.
-func (n names) change(payload string) (store.Change, error) {
+func (n *names) change(payload string) (store.Change, error) {
 	const fixed = 1 + 8 + 8 + 2
 	if len(payload) < fixed {
 		return store.Change{}, errors.New("message too short")

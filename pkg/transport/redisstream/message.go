@@ -185,17 +185,16 @@ func name(b []byte) string {
 	return string(b)
 }
 
-// encode appends the fields of a message, names and values in turn, as arguments of XADD.
+// encode appends the fields of a message, names and values in turn, as arguments of XADD. They point into the message.
 func encode(args []any, m *transport.Message) []any {
 	if uuid, ok := m.Header.Lookup(transport.HeaderWatermillUUID); ok {
 		return append(args, transport.HeaderWatermillUUID, uuid, fieldMetadata, metadata(m), fieldPayload, body(m))
 	}
 	args = append(args, fieldBody, body(m))
-	for _, f := range m.Header {
-		args = append(args, f.Name, f.Value)
-	}
-	for _, f := range carried(m) {
-		args = append(args, f.Name, f.Value)
+	for _, h := range [...]job.Header{m.Header, carried(m)} {
+		for i := range h {
+			args = append(args, &h[i].Name, &h[i].Value)
+		}
 	}
 	return args
 }

@@ -72,15 +72,8 @@ func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error
 				m.Subject, transport.ErrTooLarge, size, p.MaxBytes())
 		}
 		call.bytes += size
-		args := make([]any, 0, 12+2*len(m.Header))
-		args = append(args, "xadd", m.Subject)
-		if !p.t.cfg.CreateStreams {
-			args = append(args, "nomkstream")
-		}
-		if p.mayTrim(ctx, m.Subject) {
-			args = append(args, "maxlen", "~", p.t.cfg.MaxLen)
-		}
-		call.cmds[i] = encode(append(args, "*"), m)
+		args := append(make([]any, 0, 12+2*len(m.Header)), "xadd", m.Subject)
+		call.cmds[i] = p.entry(ctx, args, m)
 	}
 	if err := p.enqueue(call); err != nil {
 		return err
@@ -91,6 +84,17 @@ func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error
 	case <-ctx.Done():
 		return fmt.Errorf("publish to stream %q: %w", ms[0].Subject, ctx.Err())
 	}
+}
+
+// entry appends what follows the stream's name in the XADD that writes m.
+func (p *publisher) entry(ctx context.Context, args []any, m *transport.Message) []any {
+	if !p.t.cfg.CreateStreams {
+		args = append(args, "nomkstream")
+	}
+	if p.mayTrim(ctx, m.Subject) {
+		args = append(args, "maxlen", "~", p.t.cfg.MaxLen)
+	}
+	return encode(append(args, "*"), m)
 }
 
 func (p *publisher) enqueue(call *publishCall) error {

@@ -7,6 +7,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store/rediskv"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport/transporttest"
 )
@@ -42,6 +44,21 @@ func harness(c redis.UniversalClient, cuttable func(testing.TB) (transport.Trans
 			}
 		},
 		OpenCuttable: cuttable,
+		Beside: func(t testing.TB) store.Store {
+			t.Helper()
+			st, err := rediskv.Open(t.Context(), c, rediskv.Config{Prefix: services.UniqueName(t) + ":"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = st.Close() })
+			return st
+		},
+		Spoil: func(t testing.TB, subject string) {
+			t.Helper()
+			if err := c.Set(t.Context(), subject, "no stream", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
 	}
 }
 

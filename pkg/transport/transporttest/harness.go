@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -36,6 +37,12 @@ type Harness struct {
 	// OpenCuttable connects over a network that cut interrupts: every connection breaks and none comes about for d, after
 	// which cut returns. Nil where there is no network. See Proxy.
 	OpenCuttable func(t testing.TB) (tr transport.Transport, cut func(d time.Duration))
+
+	// Beside opens a store in the database of what Open connects to. Nil where there is none whose transactions the transport can take
+	// part in.
+	Beside func(t testing.TB) store.Store
+	// Spoil makes a subject one that refuses every message; with Beside.
+	Spoil func(t testing.TB, subject string)
 
 	// Lease is asked for in SourceConfig; 0 for 2 s.
 	Lease time.Duration

@@ -64,6 +64,11 @@ func Run(t *testing.T, h Harness) {
 		{"Ping", s.ping, true},
 		{"GroupDeleted", s.groupDeleted, h.DropGroup != nil},
 		{"SubjectRecreated", s.subjectRecreated, h.RecreateSubject != nil},
+		{"JointEnd", s.jointEnd, h.Beside != nil},
+		{"JointRefused", s.jointRefused, h.Beside != nil},
+		{"JointResultRefused", s.jointResultRefused, h.Beside != nil},
+		{"JointUnable", s.jointUnable, h.Beside != nil},
+		{"JointMany", s.jointMany, h.Beside != nil},
 		{"Measured", s.measured, h.OpenCuttable != nil},
 		{"NetworkCut", s.networkCut, h.OpenCuttable != nil},
 	}
