@@ -36,14 +36,21 @@ func (c *Claims) Look(ctx context.Context, st store.Store, id string, generation
 	if err != nil || !reply.Read[0].Exists() {
 		return Recorded{}, err
 	}
-	r, err := decodeRecord(reply.Read[0].Value)
+	r, err := ReadRecord(reply.Read[0].Value)
+	if err == nil && r.Outcome != nil && len(r.Outcome.Body) == 0 {
+		r.Outcome.Body = reply.Read[1].Value
+	}
+	r.Revision = reply.Read[0].Revision
+	return r, err
+}
+
+// ReadRecord reads a record as it is stored.
+func ReadRecord(b []byte) (Recorded, error) {
+	r, err := decodeRecord(b)
 	if err != nil {
 		return Recorded{}, err
 	}
-	if r.Apart {
-		r.Outcome.Body = reply.Read[1].Value
-	}
-	return Recorded{states[r.State], r.Token, r.Attempts, r.Crashes, r.Wait, r.Outcome, reply.Read[0].Revision}, nil
+	return Recorded{states[r.State], r.Token, r.Attempts, r.Crashes, r.Wait, r.Outcome, 0}, nil
 }
 
 // Drop removes the body of a job's outcome from st, as its expiry does.
