@@ -47,8 +47,8 @@ soak: ## SOAK=10000000 jobs, which leave memory flat; then the tests that crash 
 	WASMSIDECAR_SOAK=$(SOAK) $(GO) test -run='^TestSoak$$' -v -count=1 -timeout=6h ./runtime
 	@scripts/test -race -tags=soak -p=1 -run='Kill|Crash|Soak|Cut|Drain' -count=$(if $(filter 1,$(COUNT)),20,$(COUNT)) -timeout=6h ./...
 
-model: services ## STEPS=100000 random steps of jobs' lives over each store, held against what is promised (WASMSIDECAR_SEED repeats them)
-	. ./.services/env && WASMSIDECAR_MODEL_STEPS=$(STEPS) $(GO) test -v -run='^TestModel' -count=1 -timeout=6h ./middleware
+model: services ## STEPS=100000 random steps of jobs' lives over each store, held against what is promised, and claimers that compete (WASMSIDECAR_SEED repeats the steps)
+	. ./.services/env && WASMSIDECAR_MODEL_STEPS=$(STEPS) $(GO) test -v -run='Model|Contention' -count=1 -timeout=6h ./middleware
 
 ledger: services ## 100 000 jobs over each broker through kills, restarts and cuts: the table of docs/ledger.md (half an hour); LEDGER= more flags
 	. ./.services/env && $(GO) test -v -run CrashLedger -count=1 -parallel=1 -timeout=4h ./internal/ledger -args -ledger.full -ledger.jobs=100000 \
