@@ -122,6 +122,9 @@ func (w *Window) endTrouble(it *item) {
 // resume ends the pause. The caller holds mu.
 func (w *Window) resume() {
 	w.trouble = nil
+	if w.draining {
+		return // nothing is fetched any more
+	}
 	w.cfg.Log.Info("consumption resumed", "route", w.cfg.Route)
 	w.signal()
 }

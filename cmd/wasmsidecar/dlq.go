@@ -113,6 +113,18 @@ type dlq struct {
 	subjects []string // of dead letters, each once
 }
 
+// deadKinds are the kinds of failure that leave dead letters.
+func deadKinds() []string {
+	var out []string
+	for _, k := range job.Kinds() {
+		if k.Fate().DeadLetter {
+			out = append(out, string(k))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // open connects.
 func (o selection) open(ctx context.Context, file string) (*dlq, error) {
 	cfg, err := load(file)
@@ -121,6 +133,9 @@ func (o selection) open(ctx context.Context, file string) (*dlq, error) {
 	}
 	if o.from, err = parseSince(o.since, time.Now()); err != nil {
 		return nil, usage(err)
+	}
+	if kinds := deadKinds(); o.kind != "" && !slices.Contains(kinds, o.kind) {
+		return nil, usage(fmt.Errorf("--kind %q: there are %s", o.kind, strings.Join(kinds, ", ")))
 	}
 	d := &dlq{selection: o, cfg: cfg}
 	var names []string
