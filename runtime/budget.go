@@ -46,6 +46,7 @@ type budget struct {
 	idle    atomic.Int64
 	wanted  atomic.Int32 // jobs for which kept seats are to be given back
 	running atomic.Int64 // written under mu
+	swept   atomic.Int64 // when seats were last looked through, in nanoseconds since 1970
 
 	mu    sync.Mutex
 	queue []*waiter
@@ -73,7 +74,7 @@ func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Tim
 		b.mu.Unlock()
 		b.wanted.Add(1)
 		defer b.wanted.Add(-1)
-		b.clear()
+		b.clear(time.Time{})
 		b.mu.Lock()
 	}
 	if b.full(n) {
@@ -100,18 +101,27 @@ func (b *budget) reserve(ctx context.Context, n int64, own *pool, until time.Tim
 	return nil
 }
 
-// clear has all pools give back the seats that they keep.
-func (b *budget) clear() {
+// clear has all pools give back the seats that they keep and that were last used before a time; the zero Time: all.
+func (b *budget) clear(before time.Time) {
 	b.mu.Lock()
 	pools := slices.Collect(maps.Keys(b.pools))
 	b.mu.Unlock()
 	for _, p := range pools {
-		p.seats.clear(p, time.Time{})
+		p.seats.clear(p, before)
 	}
 }
 
-// tight says whether so much is reserved that what is not in use should be given back at once.
-func (b *budget) tight() bool { return b.limit > 0 && b.running.Load() > b.limit/2 }
+// tight says whether so much is reserved that what is not in use should be given back at once. Modules that nobody uses any more
+// are not to be why.
+func (b *budget) tight(now time.Time) bool {
+	if b.limit == 0 || b.running.Load() <= b.limit/2 {
+		return false
+	}
+	if last := b.swept.Load(); now.UnixNano()-last > int64(time.Second) && b.swept.CompareAndSwap(last, now.UnixNano()) {
+		b.clear(now.Add(-idleFor))
+	}
+	return true
+}
 
 // full says whether a job that wants n bytes must wait. The caller holds mu.
 func (b *budget) full(n int64) bool {

@@ -281,3 +281,43 @@ func TestNoSeatAfterEnd(t *testing.T) {
 		t.Errorf("%d bytes are reserved by %d seats", reserved, len(p.seats.row))
 	}
 }
+
+// Seats of a module that nobody uses any more are given back when memory becomes scarce, so that others keep theirs.
+func TestOldSeatsGo(t *testing.T) {
+	t.Parallel()
+	e, err := New(Config{MemoryBudget: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close(context.WithoutCancel(t.Context())) })
+	seat := func(name string) (*seat, *seats) {
+		limits := DefaultLimits()
+		limits.Memory = 3 << 20
+		m, err := e.Load(t.Context(), ModuleConfig{Name: name, Wasm: guests.Bytes("stains"), Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, _, err := m.admit(t.Context(), nil, m.own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stains(t, m, 0, s)
+		return s, &m.instances.(*pool).seats
+	}
+	a, unused := seat("unused")
+	b, busy := seat("busy")
+	a.used.Store(time.Now().Add(-2 * idleFor).UnixNano())
+	e.budget.running.Add(-3 << 20) // as if b were not there yet
+	a.release()
+	e.budget.running.Add(3 << 20)
+	if reserved, _ := unused.kept(); reserved != 3<<20 {
+		t.Fatalf("%d bytes are reserved by seats", reserved)
+	}
+	b.release()
+	if reserved, _ := unused.kept(); reserved != 0 {
+		t.Errorf("%d bytes are reserved for nobody", reserved)
+	}
+	if reserved, _ := busy.kept(); reserved != 0 {
+		t.Errorf("%d bytes are reserved while memory is scarce", reserved)
+	}
+}

@@ -88,14 +88,14 @@ func (k *seats) get(n int64) *seat {
 
 // keep keeps a seat whose job has ended, unless the memory or the module is wanted otherwise.
 func (k *seats) keep(s *seat, p *pool) bool {
-	in := s.in.Load()
-	if in == nil || !s.row && !k.join(s) || p.budget.tight() {
+	in, now := s.in.Load(), time.Unix(0, s.used.Load())
+	if in == nil || !s.row && !k.join(s) || p.budget.tight(now) {
 		k.part(s)
 		return false
 	}
-	if now := s.used.Load(); now-k.swept.Load() > int64(idleFor) {
-		k.swept.Store(now)
-		p.sweep(time.Unix(0, now).Add(-idleFor))
+	if now.UnixNano()-k.swept.Load() > int64(idleFor) {
+		k.swept.Store(now.UnixNano())
+		p.sweep(now.Add(-idleFor))
 	}
 	s.size.Store(int64(in.size()))
 	s.free.Store(true)
