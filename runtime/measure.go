@@ -218,7 +218,7 @@ func (e *Engine) contenders(ctx context.Context, want Measurement, out *Measured
 		err = u.run(ctx, want.Job)
 	}
 	if err != nil {
-		u.Why = err.Error()
+		u.Why = firstLine(err.Error())
 	}
 	return append(all, u), closeAll, nil
 }

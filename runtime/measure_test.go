@@ -13,18 +13,22 @@ import (
 // What is measured is what there is: the levels of each ABI, the figures that do not depend on the machine, and times of all the rest.
 func TestMeasure(t *testing.T) {
 	t.Parallel()
+	x := strings.Repeat("x", 1000)
 	for _, tt := range []struct {
-		guest  string
-		levels []string
-		cannot string // the level that was not measured
+		guest, in string
+		levels    []string
+		cannot    string // the level that was not measured
 	}{
-		{"upper", []string{"reset", "fresh", "reuse", "usual"}, ""},
-		{"upper-c", []string{"reset", "frozen", "fresh", "usual"}, ""},
-		{"stains-table", []string{"reset", "fresh", "reuse", "usual"}, "reset"},
+		{"upper", x, []string{"reset", "fresh", "reuse", "usual"}, ""},
+		{"upper-c", x, []string{"reset", "frozen", "fresh", "usual"}, ""},
+		{"upper-extism", x, []string{"reset", "fresh", "reuse", "usual"}, ""},
+		{"upper-shallabuf", `{"text":"hello"}`, []string{"reset", "fresh", "reuse", "usual"}, ""},
+		{"echo-drasm", x, []string{"reset", "fresh", "reuse", "usual"}, ""},
+		{"stains-table", x, []string{"reset", "fresh", "reuse", "usual"}, "reset"},
 	} {
 		var said []string
 		m, err := runtime.Measure(t.Context(), runtime.Measurement{
-			Module: runtime.ModuleConfig{Name: "m", Wasm: guests.Bytes(tt.guest)}, Job: newJob(strings.Repeat("x", 1000)),
+			Module: runtime.ModuleConfig{Name: "m", Wasm: guests.Bytes(tt.guest)}, Job: newJob(tt.in),
 			Duration: 100 * time.Millisecond, Goroutines: 2, Progress: func(what string) { said = append(said, what) },
 		})
 		if err != nil {

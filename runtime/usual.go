@@ -65,6 +65,7 @@ func (u *usual) run(ctx context.Context, j *job.Job) ([]byte, error) {
 	}
 	defer func() { _ = module.Close(ctx) }()
 	in := unmanagedInstance(module)
+	call.Lender = in
 	if err = u.m.driver.initialize(ctx, in); err == nil {
 		err = u.m.driver.run(ctx, in, call)
 	}

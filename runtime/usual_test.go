@@ -63,6 +63,7 @@ func Bare(b testing.TB, wasm []byte) func(j *job.Job) []byte {
 				b.Fatal(err)
 			}
 			in = unmanagedInstance(module)
+			call.Lender = in
 			if err := m.driver.initialize(ctx, in); err != nil {
 				b.Fatal(err)
 			}
