@@ -64,6 +64,7 @@ type instance struct {
 	jobs    int   // begun
 	crashes int   // of them
 	bytes   int64 // that they read, wrote and took as memory
+	grew    bool  // the last of them took memory
 	spent   bool  // not to be used again
 }
 
@@ -138,6 +139,12 @@ func (in *instance) size() uint32 {
 		return 0
 	}
 	return in.module.Memory().Size()
+}
+
+// leaks says whether the guest, as each job leaves it to the next, is going to be without memory soon: many never free what they
+// were given for a job, and the host cannot.
+func (in *instance) leaks() bool {
+	return in.jobs > 1 && in.grew && int64(in.size()) > in.bound/2
 }
 
 // wantsMore says whether the last memory that the guest asked for was more than it may have.

@@ -128,6 +128,31 @@ func TestReuseKeepsStains(t *testing.T) {
 	wantKind(t, err, job.KindInvalid, `unknown isolation "some"`)
 }
 
+// A guest that frees nothing of a job, or that the host has to give memory for each, is replaced before a job fails for it; one
+// that needs much memory from the beginning is not.
+func TestReuseOfLeaks(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	for guest, in := range map[string]string{"upper-shallabuf": `{"text":"hello"}`, "echo-drasm": "hello", "upper-as": "hello"} {
+		m := load(t, e, guest, func(c *runtime.ModuleConfig) { c.Isolation, c.Limits.Memory = runtime.IsolationReuse, 1<<20 })
+		for i := range 1000 {
+			if _, err := m.Run(t.Context(), newJob(in+strings.Repeat(" ", 2000))); err != nil {
+				t.Errorf("%s, job %d: %v", guest, i, err)
+				break
+			}
+		}
+	}
+	m := load(t, e, "stains", func(c *runtime.ModuleConfig) { c.Isolation, c.Limits.Memory = runtime.IsolationReuse, 448<<10 })
+	for range 10 {
+		if _, err := m.Run(t.Context(), newJob("\x00")); err != nil {
+			t.Error(err)
+		}
+	}
+	if idle := runtime.Idle(m); !slices.Equal(idle, []int{10}) {
+		t.Errorf("instances %v, want one that had ten jobs", idle)
+	}
+}
+
 // The same from many goroutines at once.
 func TestSpotlessConcurrent(t *testing.T) {
 	t.Parallel()

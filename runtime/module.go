@@ -201,6 +201,7 @@ func (m *Module) run(e *ended, r *run) {
 	e.memory = in.size()
 	// A guest that declares how much memory it wants at most, and takes more, is not limited by us.
 	e.refused = in.wantsMore() && int64(m.code.rewritten.Memory.Max)*pageSize >= limits.Memory
+	in.grew = e.memory > before
 	in.bytes += int64(len(e.call.Job.Body)) + int64(len(e.call.Output())) + int64(e.memory-before)
 }
 

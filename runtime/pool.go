@@ -31,8 +31,8 @@ const (
 	IsolationFrozen Isolation = "frozen"
 	// IsolationFresh: each job has an instance that is made for it.
 	IsolationFresh Isolation = "fresh"
-	// IsolationReuse: instances are used again as the last job left them, unless it crashed. For guests that are trusted to keep
-	// jobs apart themselves.
+	// IsolationReuse: instances are used again as the last job left them, unless it crashed, or they have more than half of
+	// their memory by then and still take more. For guests that are trusted to keep jobs apart themselves.
 	IsolationReuse Isolation = "reuse"
 )
 
@@ -227,7 +227,7 @@ func (p *pool) put(s *seat, in *instance, err error) {
 	if crash {
 		in.crashes++
 	}
-	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || in.bytes >= maxBytes || overflowed(err) || p.reuse && crash {
+	if in.spent || in.jobs >= maxJobs || in.crashes >= maxCrashes || in.bytes >= maxBytes || overflowed(err) || p.reuse && (crash || in.leaks()) {
 		in.close()
 		return
 	}
