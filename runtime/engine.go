@@ -96,7 +96,11 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, budget: &budget{limit: cfg.MemoryBudget, pools: map[*pool]struct{}{}}, egress: host.NewEgress(cfg.Resolver), start: time.Now(), codes: map[codeKey]*code{}, modules: map[*Module]struct{}{}}
 	e.means = sync.OnceValue(func() means {
-		m := findMeans(cfg.Portable || os.Getenv("WASMSIDECAR_PORTABLE") == "1", cfg.Log)
+		better := newMapped
+		if cfg.Portable || os.Getenv("WASMSIDECAR_PORTABLE") == "1" {
+			better = nil
+		}
+		m := findMeans(better, cfg.Log)
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.memories = m.memories

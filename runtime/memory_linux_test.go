@@ -4,6 +4,7 @@ package runtime
 
 import (
 	"bytes"
+	"os"
 	"testing"
 )
 
@@ -71,6 +72,23 @@ func TestManyDirtyPages(t *testing.T) {
 		m.Free() // harmless
 		if err := img.close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A page map that does not tell what was written, or is none, is not believed.
+func TestPageMapThatLies(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"/dev/zero", "/dev/null", "/dev/urandom"} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, scan := range []bool{false, true} {
+			if err := (&mapped{pagemap: f, fd: f.Fd(), scan: scan}).test(); err == nil {
+				t.Errorf("%s passes for a page map, scanned: %t", name, scan)
+			}
 		}
 	}
 }

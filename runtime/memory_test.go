@@ -160,7 +160,22 @@ func TestSelfTest(t *testing.T) {
 	if err := testShrink(broken{}); err == nil || !strings.Contains(err.Error(), "no memory today") {
 		t.Errorf("memories that cannot be had: %v", err)
 	}
-	if m := findMeans(true, slog.New(slog.DiscardHandler)); m.memories != (portable{}) || !m.shrinks {
+	if m := findMeans(nil, slog.New(slog.DiscardHandler)); m.memories != (portable{}) || !m.shrinks {
 		t.Errorf("portable means are %+v", m)
+	}
+}
+
+// Where nothing better passes its test, memories are copied, and the log says why; what passes no test of its own is not used
+// either.
+func TestNextBest(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	m := findMeans(func() (memories, error) { return nil, errors.New("no page map") }, slog.New(slog.NewTextHandler(&log, nil)))
+	if m.memories != (portable{}) || !m.shrinks || !m.freezes || !strings.Contains(log.String(), `why="no page map"`) {
+		t.Errorf("without better memories: %+v; log %s", m, &log)
+	}
+	m = findMeans(func() (memories, error) { return stubborn{}, nil }, slog.New(slog.NewTextHandler(&log, nil)))
+	if m.memories != (stubborn{}) || m.shrinks || !strings.Contains(log.String(), "not used again once their memory has grown") {
+		t.Errorf("with memories that do not shrink: %+v; log %s", m, &log)
 	}
 }

@@ -207,7 +207,7 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 	}
 	if p.snap.Load() == nil {
 		snap, err := in.snapshot(p.means.memories)
-		if !r.process.Pristine() {
+		if err == nil && !r.process.Pristine() {
 			err = errors.Join(errors.New("it opens or closes files while it initializes"), snap.image.close())
 		}
 		if err != nil {

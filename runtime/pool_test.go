@@ -5,10 +5,13 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tetratelabs/wazero/experimental"
 
 	"github.com/wasmsidecar/wasmsidecar/examples/guests"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
@@ -82,6 +85,82 @@ func TestImageTooLarge(t *testing.T) {
 		t.Errorf("told %d times, want once: %s", n, log)
 	}
 }
+
+// The same of a module that would be refused for its files too.
+func TestImageTooLargeWithFiles(t *testing.T) {
+	t.Parallel()
+	// Has 40 pages, opens the file a in _initialize, and does nothing in handle.
+	const guest = "\x00asm\x01\x00\x00\x00\x01\x11\x02`\x09\x7f\x7f\x7f\x7f\x7f~~\x7f\x7f\x01\x7f`\x00\x00\x02$\x01\x16" +
+		"wasi_snapshot_preview1\x09path_open\x00\x00\x03\x03\x02\x01\x01\x05\x03\x01\x00(\x07!\x03\x06memory\x02\x00\x0b" +
+		"_initialize\x00\x01\x06handle\x00\x02\x0a \x02\x1b\x00A\x03A\x00A\xe4\x00A\x01A\x00B\x02B\x00A\x00A\x00\x10\x00\x04@\x00\x0b" +
+		"\x0b\x02\x00\x0b\x0b\x08\x01\x00A\xe4\x00\x0b\x01a"
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, by := range []memories{tight{}, portable{}} {
+		m, log := with(t, means{memories: by, shrinks: true}, "stains")
+		m, err := m.engine.Load(t.Context(), ModuleConfig{Name: "large", Wasm: []byte(guest), Allow: Allow{Files: []Dir{{Dir: dir, As: "/"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := m.Run(t.Context(), &job.Job{ID: "1"}); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := strings.Count(log.String(), "cannot be reset"); n != 1 || len(Idle(m)) != 0 {
+			t.Errorf("told %d times, want once; instances %v: %s", n, Idle(m), log)
+		}
+	}
+}
+
+// Where programs cannot be frozen they run from their beginning, at the level that asks for it too.
+func TestNoFreezing(t *testing.T) {
+	t.Parallel()
+	m, log := with(t, means{memories: portable{}, shrinks: true}, "frost")
+	frozen, err := m.engine.Load(t.Context(), ModuleConfig{Name: "wanted", Wasm: guests.Bytes("frost"), Isolation: IsolationFrozen})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Module{m, frozen} {
+		for range 3 {
+			if r, err := m.Run(t.Context(), &job.Job{ID: "1", Body: []byte("x")}); err != nil || string(r.Body) != "1 x" {
+				t.Errorf("%v, %v", r, err)
+			}
+		}
+		if Frozen(m) != 0 || len(Idle(m)) != 1 {
+			t.Errorf("instances %v, of them %d frozen; want one that is not", Idle(m), Frozen(m))
+		}
+	}
+	if n := strings.Count(log.String(), "this system cannot stop a call and go on in another"); n != 2 || strings.Count(log.String(), "level=INFO") != 1 {
+		t.Errorf("the log says it %d times, want once of each, and louder where it was asked for: %s", n, log)
+	}
+}
+
+// Snapshots that are not as those of the wazero that this was written for are not used.
+func TestStrangeSnapshots(t *testing.T) {
+	t.Parallel()
+	type other struct {
+		experimental.Snapshot
+		stack []uint64
+	}
+	type none struct{ experimental.Snapshot }
+	type number struct {
+		experimental.Snapshot
+		stack int
+	}
+	for _, s := range []experimental.Snapshot{other{}, &other{}, none{}, number{}, restorer(nil)} {
+		if _, err := stackOf(s); err == nil {
+			t.Errorf("a %T has a stack", s)
+		}
+	}
+}
+
+// restorer is a snapshot that is a function.
+type restorer func([]uint64)
+
+func (r restorer) Restore(result []uint64) { r(result) }
 
 // A job for which there is no memory fails, and says that it is not the guest's fault.
 func TestNoMemory(t *testing.T) {

@@ -87,7 +87,7 @@ func FuzzReset(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	all := map[string]means{"mapped": e.means(), "portable": findMeans(true, e.cfg.Log)}
+	all := map[string]means{"mapped": e.means(), "portable": findMeans(nil, e.cfg.Log)}
 	f.Cleanup(func() { _ = e.Close(context.Background()) })
 	limits := DefaultLimits()
 	limits.Memory, limits.Fuel, limits.Depth, limits.Time = 8*pageSize, 200_000, 1000, time.Minute

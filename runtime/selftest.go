@@ -17,15 +17,16 @@ type means struct {
 	freezes  bool // programs can be stopped in a call and go on in another
 }
 
-// findMeans tests what resetting relies on and nothing documents, and takes the next best where a test fails.
-func findMeans(onlyPortable bool, log *slog.Logger) means {
+// findMeans tests what resetting relies on and nothing documents, and takes the next best where a test fails. better opens
+// memories that are better than portable ones, if they pass their own test; nil: there are to be none.
+func findMeans(better func() (memories, error), log *slog.Logger) means {
 	m := means{memories: portable{}}
-	if !onlyPortable {
-		mapped, err := newMapped()
+	if better != nil {
+		found, err := better()
 		if err != nil {
 			log.Info("instances are reset by copying memories of up to 1 MiB; larger modules run fresh for each job", "why", err)
 		} else {
-			m.memories = mapped
+			m.memories = found
 		}
 	}
 	err := testShrink(m.memories)
