@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -398,5 +399,36 @@ func TestOldSeatsGo(t *testing.T) {
 	}
 	if reserved, _ := busy.kept(); reserved != 0 {
 		t.Errorf("%d bytes are reserved while memory is scarce", reserved)
+	}
+}
+
+// Seats that only jobs with other limits could use do not keep those out that are in use.
+func TestSeatsOfOtherLimitsGo(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
+	p := m.instances.(*pool)
+	stains(t, m, 0, nil) // from here on jobs need what they may have
+	l := m.Limits()
+	l.Memory /= 2
+	tighter := m.Within(l)
+	var all []*seat
+	for range goruntime.GOMAXPROCS(0) + 1 {
+		s, _, err := m.admit(t.Context(), nil, m.own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stains(t, m, 0, s)
+		s.used.Store(time.Now().Add(-2 * idleFor).UnixNano())
+		all = append(all, s)
+	}
+	for _, s := range all {
+		s.release()
+	}
+	p.seats.swept.Store(0)
+	if _, err := tighter.Run(t.Context(), &job.Job{ID: "1", Body: []byte{0}}); err != nil {
+		t.Fatal(err)
+	}
+	if reserved, _ := p.seats.kept(); reserved != l.Memory {
+		t.Errorf("%d bytes are reserved, want %d for the next job like the last", reserved, l.Memory)
 	}
 }

@@ -89,13 +89,17 @@ func (k *seats) get(n int64) *seat {
 // keep keeps a seat whose job has ended, unless the memory or the module is wanted otherwise.
 func (k *seats) keep(s *seat, p *pool) bool {
 	in, now := s.in.Load(), time.Unix(0, s.used.Load())
-	if in == nil || !s.row && !k.join(s) || p.budget.tight(now) {
+	if in == nil || p.budget.tight(now) {
 		k.part(s)
 		return false
 	}
+	// Before there is need for room, which seats may take up that nobody wants any more: those of a route without jobs.
 	if now.UnixNano()-k.swept.Load() > int64(idleFor) {
 		k.swept.Store(now.UnixNano())
 		p.sweep(now.Add(-idleFor))
+	}
+	if !s.row && !k.join(s) {
+		return false
 	}
 	s.size.Store(int64(in.size()))
 	s.free.Store(true)
