@@ -9,6 +9,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -430,5 +431,38 @@ func TestSeatsOfOtherLimitsGo(t *testing.T) {
 	}
 	if reserved, _ := p.seats.kept(); reserved != l.Memory {
 		t.Errorf("%d bytes are reserved, want %d for the next job like the last", reserved, l.Memory)
+	}
+}
+
+// A seat that is wanted back is given back, also when somebody looks for old ones at that moment.
+func TestSeatsAreGivenBackWhileOldOnesAreLookedFor(t *testing.T) {
+	t.Parallel()
+	m, _ := with(t, means{memories: portable{}, shrinks: true}, "stains")
+	p := m.instances.(*pool)
+	p.budget.wanted.Add(1) // by a job that has looked for free seats already
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			p.seats.clear(p, time.Now().Add(-idleFor))
+		}
+	})
+	for i := range 20_000 {
+		s, _, err := m.admit(t.Context(), nil, m.own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			stains(t, m, 0, s)
+		} else if !s.take(p.take()) {
+			t.Fatal("no instance")
+		}
+		s.used.Store(time.Now().UnixNano())
+		s.release()
+		if reserved, _ := p.seats.kept(); reserved != 0 {
+			t.Fatalf("after %d jobs %d bytes are reserved, which somebody waits for", i+1, reserved)
+		}
 	}
 }

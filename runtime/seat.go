@@ -142,11 +142,8 @@ func (k *seats) clear(p *pool, before time.Time) {
 	var gone []*seat
 	k.mu.Lock()
 	k.row = slices.DeleteFunc(k.row, func(s *seat) bool {
-		if !s.free.CompareAndSwap(true, false) {
-			return false
-		}
-		if !before.IsZero() && !time.Unix(0, s.used.Load()).Before(before) {
-			s.free.Store(true)
+		// What is taken here is not put back: keep would think that a job has it.
+		if !before.IsZero() && !time.Unix(0, s.used.Load()).Before(before) || !s.free.CompareAndSwap(true, false) {
 			return false
 		}
 		s.row = false
