@@ -117,7 +117,7 @@ type KafkaConfig struct {
 	// SessionTimeout is the silence after which a member's partitions move on; 0 with protocol consumer, where the broker sets it.
 	SessionTimeout  time.Duration `yaml:"session_timeout" max:"30m"`
 	CommitInterval  time.Duration `yaml:"commit_interval" min:"10ms" max:"1m"` // between commits of what is settled
-	Linger          time.Duration `yaml:"linger" min:"0s" max:"10s"`           // how long a record waits for others to share its batch
+	Linger          time.Duration `yaml:"linger" min:"0s" max:"10s"`           // how long a record waits for others to share its batch, where some are on their way already
 	DeliveryTimeout time.Duration `yaml:"delivery_timeout" min:"1s" max:"1h"`  // after which a record that is not taken has failed
 	Compression     string        `yaml:"compression" enum:"none|gzip|snappy|lz4|zstd"`
 	Create          bool          `yaml:"create"`                           // make topics that are missing

@@ -42,7 +42,7 @@ type Config struct {
 	CommitInterval    time.Duration // shortest time between commits of settled messages; 200 ms
 	MaxSpan           int           // most messages of a partition handed out above its watermark; 10 000
 
-	Linger          time.Duration // how long a record waits for others to share its batch; 1 ms, negative for none
+	Linger          time.Duration // how long a record waits for others to share its batch, unless it is alone; 1 ms, negative for none
 	DeliveryTimeout time.Duration // after which a record that is not taken has failed; 30 s
 	MaxMessageBytes int           // largest record batch to write; a topic's smaller max.message.bytes wins; 1 MiB
 	Compression     string        // none (default), gzip, snappy, lz4, zstd

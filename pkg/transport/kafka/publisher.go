@@ -68,6 +68,10 @@ func (t *Transport) batchLimit(topic string) int32 {
 // messageLimit is the largest Message.Size that a topic takes.
 func (t *Transport) messageLimit(topic string) int { return int(t.batchLimit(topic)) - overhead }
 
+// quickRecords is how many records may be on their way for another one not to linger: with so few there is nothing to share a batch
+// with, and the linger would be most of what a lone job waits for.
+const quickRecords = 16
+
 // publisher writes with one idempotent producer. Records of concurrent calls share batches.
 type publisher struct {
 	t   *Transport
@@ -208,8 +212,13 @@ func (p *publisher) send(ctx context.Context, over <-chan struct{}, rs []*kgo.Re
 	}
 	late := context.DeadlineExceeded
 	w := &wait{left: len(rs), done: make(chan struct{})}
-	for i, r := range rs {
-		p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { w.finish(i, len(rs), err) })
+	if len(rs) == 1 && p.cl.BufferedProduceRecords() < quickRecords {
+		// ProduceSync does not linger, but goes by no context once the record is under way.
+		go func() { w.finish(0, 1, p.cl.ProduceSync(ctx, rs[0]).FirstErr()) }()
+	} else {
+		for i, r := range rs {
+			p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { w.finish(i, len(rs), err) })
+		}
 	}
 	select {
 	case <-w.done:

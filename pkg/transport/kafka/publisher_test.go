@@ -400,3 +400,30 @@ func TestRoutesShareNoTopic(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A message that has nothing to share a batch with does not wait for others; several of one call do, and so does the first of a
+// topic that the producer does not know yet.
+func TestLoneMessageDoesNotLinger(t *testing.T) {
+	t.Parallel()
+	topic := unique(t)
+	cfg := config(t, real(t))
+	cfg.Linger = 6 * time.Second
+	tr := open(t, cfg)
+	prepare(t, tr, topic)
+	for _, c := range []struct {
+		n       int
+		lingers bool
+	}{{2, true}, {1, false}, {1, false}} {
+		ms := make([]*transport.Message, c.n)
+		for i := range ms {
+			ms[i] = &transport.Message{Subject: topic, Key: []byte("k"), Body: []byte("b")}
+		}
+		began := time.Now()
+		if err := tr.Publisher().Publish(t.Context(), ms...); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); (took >= cfg.Linger) != c.lingers {
+			t.Errorf("%d messages took %v with a linger of %v", c.n, took, cfg.Linger)
+		}
+	}
+}
