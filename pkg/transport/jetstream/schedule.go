@@ -24,8 +24,16 @@ const (
 	dueToken = "due"
 	// headerMoveID keeps the message id on the way, since the server takes Nats-* headers off what it schedules.
 	headerMoveID = "Wasm-Move-Id"
-	// moverWindow is how many messages a mover carries at once.
-	moverWindow = 64
+	// headerMoveDue is when the message is due, in Unix nanoseconds by the server's clock.
+	headerMoveDue = "Wasm-Move-Due"
+	// moverLead is by how much sooner a mover is given a message: the server gathers what is due for a quarter of a second, and then needs
+	// as long as there is much of it. The mover keeps the message for the rest.
+	moverLead = 500 * time.Millisecond
+	// moverHeld is how many messages a mover has at once, moverWindow how many of them it carries.
+	moverHeld   = 4096
+	moverWindow = 128
+	// moverTick is the grain of that: messages that are due at about the same time share their way.
+	moverTick = 10 * time.Millisecond
 )
 
 // scheduleSubject is wasm.schedules.<group>.<token>.<rest>.
@@ -63,7 +71,8 @@ func (t *Transport) schedule(ctx context.Context, after time.Duration, moved *tr
 	m.Header.Set(headerMoveID, id)
 	// The server's clock decides; a schedule in whole seconds would come too early.
 	due := time.Now().Add(after + t.ahead(ctx))
-	m.Header.Set(jetstream.ScheduleHeader, "@at "+due.UTC().Format(time.RFC3339Nano))
+	m.Header.Set(headerMoveDue, strconv.FormatInt(due.UnixNano(), 10))
+	m.Header.Set(jetstream.ScheduleHeader, "@at "+due.Add(-moverLead).UTC().Format(time.RFC3339Nano))
 	m.Header.Set(jetstream.ScheduleTargetHeader, t.scheduleSubject(dueToken, home))
 	if err := t.pub.publish(ctx, []*nats.Msg{m}); err != nil {
 		return fmt.Errorf("move a job of %q by %v: %w", home, after, err)
@@ -133,16 +142,16 @@ func (m *mover) bind(ctx context.Context) (*target, error) {
 
 func (m *mover) run(ctx context.Context) {
 	defer close(m.done)
-	slots := make(chan struct{}, moverWindow)
+	held, slots := make(chan struct{}, moverHeld), make(chan struct{}, moverWindow)
 	for {
-		select { // one free slot at least
-		case slots <- struct{}{}:
-			<-slots
+		select { // room for one at least
+		case held <- struct{}{}:
+			<-held
 		case <-ctx.Done():
 			return
 		}
 		var as []arrived
-		err := m.pull.fetch(ctx, moverWindow-len(slots), func(ready []arrived) { as = slices.Clone(ready) })
+		err := m.pull.fetch(ctx, moverHeld-len(held), func(ready []arrived) { as = slices.Clone(ready) })
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, transport.ErrClosed) {
 				return
@@ -153,16 +162,30 @@ func (m *mover) run(ctx context.Context) {
 			}
 			continue
 		}
+		m.t.ahead(ctx) // measures the clock now and then
 		for _, a := range as {
-			slots <- struct{}{}
-			m.busy.Add(1)
-			go func() {
-				defer m.busy.Done()
-				defer func() { <-slots }()
-				m.carry(ctx, a)
-			}()
+			held <- struct{}{}
+			m.busy.Go(func() {
+				defer func() { <-held }()
+				if pause(ctx, m.untilDue(a)) == nil {
+					slots <- struct{}{}
+					defer func() { <-slots }()
+				}
+				m.carry(ctx, a) // or hands it back, where ctx has ended
+			})
 		}
 	}
+}
+
+// untilDue is how long a message is to be kept for, by the server's clock and never too short; no longer than the lead, even if the clocks
+// were set meanwhile.
+func (m *mover) untilDue(a arrived) time.Duration {
+	due, err := strconv.ParseInt(a.msg.Header.Get(headerMoveDue), 10, 64)
+	if err != nil {
+		return 0 // an older version's: it is due now
+	}
+	at := time.Unix(0, due-m.t.leastSkew.Load()).Add(moverTick - 1).Truncate(moverTick)
+	return min(time.Until(at), moverLead)
 }
 
 // carry publishes a due message to its subject. A repeat is recognised by its message id.
@@ -172,7 +195,7 @@ func (m *mover) carry(ctx context.Context, a arrived) {
 		Header:  make(nats.Header, len(a.msg.Header)), Data: a.msg.Data,
 	}
 	for name, values := range a.msg.Header {
-		if !strings.HasPrefix(name, "Nats-") && name != headerMoveID {
+		if !strings.HasPrefix(name, "Nats-") && name != headerMoveID && name != headerMoveDue {
 			out.Header[name] = values
 		}
 	}

@@ -292,10 +292,11 @@ func (t *Transport) streamInfo(ctx context.Context, name string) (*jetstream.Str
 	}
 	info := s.CachedInfo()
 	if !info.TimeStamp.IsZero() {
-		// The answer was made after the question was asked, so this is the most that the server can be ahead. A slow answer says
-		// little, and the first one must do.
+		// The answer was made after the question was asked and before it came, so this is the most and the least that the server can
+		// be ahead. A slow answer says little, and the first one must do.
 		if t.skewed.Load() == 0 || time.Since(begun) < 50*time.Millisecond {
 			t.skew.Store(int64(info.TimeStamp.Sub(begun)))
+			t.leastSkew.Store(int64(time.Until(info.TimeStamp)))
 			t.skewed.Store(int64(time.Since(t.epoch)))
 		}
 	}

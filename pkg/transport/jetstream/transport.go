@@ -76,14 +76,15 @@ type Transport struct {
 	js  jetstream.JetStream
 	log *slog.Logger
 
-	pub      *publisher
-	rep      *replier
-	denials  denials
-	maxBytes atomic.Int64
-	remade   atomic.Int64 // consumers that were made again
-	epoch    time.Time    // what leases are counted from, by the monotonic clock
-	skew     atomic.Int64 // the most by which the server's clock may be ahead of ours, in nanoseconds
-	skewed   atomic.Int64 // when that was measured, in nanoseconds since epoch
+	pub       *publisher
+	rep       *replier
+	denials   denials
+	maxBytes  atomic.Int64
+	remade    atomic.Int64 // consumers that were made again
+	epoch     time.Time    // what leases are counted from, by the monotonic clock
+	skew      atomic.Int64 // the most by which the server's clock may be ahead of ours, in nanoseconds
+	leastSkew atomic.Int64 // the least
+	skewed    atomic.Int64 // when they were measured, in nanoseconds since epoch
 
 	watchDone chan struct{}
 	stop      context.CancelFunc
