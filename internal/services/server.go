@@ -191,6 +191,17 @@ func (s *Server) Start() {
 	}
 }
 
+// PID is the number of the server's process while it runs; where it is a container, that of the client that waits for it.
+func (s *Server) PID() int {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		s.t.Fatalf("services: %s at %s does not run", s.name, s.Addr)
+	}
+	return s.cmd.Process.Pid
+}
+
 // Stop ends the server in good order and returns when it has ended.
 func (s *Server) Stop() {
 	s.t.Helper()

@@ -100,7 +100,7 @@ func cpu(b *testing.B, servers []string) [2]time.Duration {
 	return out
 }
 
-func cpuOf(b *testing.B, pid string) time.Duration {
+func cpuOf(b testing.TB, pid string) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
 	if err != nil {
