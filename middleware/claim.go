@@ -73,6 +73,7 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	cl, t, err := s.take(ctx, x.Job)
 	switch {
 	case err != nil && s.runs(err):
+		x.Unclaimed = job.UnclaimedStore
 		return s.unclaimed(ctx, x)
 	case err != nil:
 		return err
@@ -97,10 +98,19 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	cl.mu.Lock()
 	cl.cancel = cancel
 	rec, crashed := cl.rec, cl.crashed
+	if cl.open {
+		x.Unclaimed = job.UnclaimedPure
+	}
 	cl.mu.Unlock()
 	x.Job.Attempt, x.Crashes = rec.Attempts, rec.Crashes
 	x.NextAttempt = func(ctx context.Context) error {
-		if err := cl.next(ctx); err != nil && !s.runs(err) {
+		err := cl.next(ctx)
+		switch {
+		case err == nil:
+			x.Unclaimed = ""
+		case s.runs(err):
+			x.Unclaimed = job.UnclaimedStore
+		default:
 			return err
 		}
 		return nil

@@ -104,6 +104,15 @@ func TestWhoNeedsNoClaim(t *testing.T) {
 			if x := p.carry(t, tt.job); x.Settlement.Verb != job.Ack || x.Outcome == nil || x.Outcome.Attempts != 1 {
 				t.Fatalf("settlement %v, outcome %+v", x.Settlement, x.Outcome)
 			}
+			want := job.Unclaimed("")
+			if tt.writes == 1 {
+				want = job.UnclaimedPure
+			}
+			for _, e := range p.events.all {
+				if e.Type == event.Attempted && e.Unclaimed != want {
+					t.Errorf("the attempt is told to be unclaimed for reason %q, want %q", e.Unclaimed, want)
+				}
+			}
 			if writes.Load() != tt.writes {
 				t.Errorf("%d transactions, want %d", writes.Load(), tt.writes)
 			}

@@ -48,7 +48,7 @@ func Retry(p RetryPolicy, sink event.Sink) Stage {
 				if errors.As(err, new(*job.Park)) {
 					return err // no attempt, and not over
 				}
-				sink.Emit(event.Event{Type: event.Attempted, Time: time.Now(), Job: x.Job, Kind: job.KindOf(err), Err: err, Attempt: x.Job.Attempt, Duration: took(x)})
+				sink.Emit(event.Event{Type: event.Attempted, Time: time.Now(), Job: x.Job, Kind: job.KindOf(err), Err: err, Attempt: x.Job.Attempt, Duration: took(x), Unclaimed: x.Unclaimed})
 				if err == nil || !job.KindOf(err).Fate().Counts || !job.KindOf(err).Fate().Retry {
 					return err
 				}

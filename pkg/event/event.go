@@ -34,6 +34,8 @@ type Event struct {
 	Wait     time.Duration // Finished: from publication, or from receipt, to the first attempt
 	Duration time.Duration // Attempted, Finished: time in the Runner
 	Delay    time.Duration // Retried, Left: until it is presented again
+	// Unclaimed says why the attempt was made without a claim; empty where it was claimed, or where nothing is.
+	Unclaimed job.Unclaimed // Attempted
 }
 
 // Sink takes events. Emit must not block and may be called by many goroutines at once; what it cannot take it drops.

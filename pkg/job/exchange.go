@@ -32,6 +32,15 @@ type Settlement struct {
 	Reason string        // Dead: why
 }
 
+// Unclaimed is why an attempt is made without a claim.
+type Unclaimed string
+
+// The reasons.
+const (
+	UnclaimedPure  Unclaimed = "pure"  // nobody could see that the job ran twice
+	UnclaimedStore Unclaimed = "store" // the store is away, and the route runs jobs all the same
+)
+
 // Exchange is one trip of a job through the chain. The chain's stages fill it in on their way back; the window reads
 // Settlement when the trip is over. It belongs to one goroutine at a time.
 type Exchange struct {
@@ -62,6 +71,8 @@ type Exchange struct {
 	Draining <-chan struct{}
 	// Crashes counts the executions of this job that ended without a word, over all processes.
 	Crashes int
+	// Unclaimed says why the attempt under way has no claim; empty where it has one, or where nothing is claimed.
+	Unclaimed Unclaimed
 	// NextAttempt is set by the claim stage: it counts another attempt durably before it is made, so that the number outlives
 	// the process. Nil where nothing is claimed. It fails when the claim was lost.
 	NextAttempt func(ctx context.Context) error

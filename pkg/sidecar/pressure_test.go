@@ -149,6 +149,9 @@ func TestStoreAway(t *testing.T) {
 					t.Errorf("%d jobs ran without the store", n-1)
 				}
 			}
+			if ran := l.metric(`wasmsidecar_unclaimed_total{reason="store",route="jobs"} 1`); ran != (mode == "run") {
+				t.Errorf("the metrics say that a job ran without the store: %t", ran)
+			}
 			st.Start()
 			if mode == "pause" {
 				l.next(l.results, "the second result")

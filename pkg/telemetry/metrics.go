@@ -18,10 +18,10 @@ type Metrics struct {
 	*prometheus.Registry
 	known map[string]bool
 
-	jobs, attempts, retries, letters, repeats, crashes, fenced, left *prometheus.CounterVec
-	run, wait                                                        *prometheus.HistogramVec
-	compile                                                          *prometheus.HistogramVec
-	swaps                                                            *prometheus.CounterVec
+	jobs, attempts, retries, letters, repeats, crashes, fenced, left, unclaimed *prometheus.CounterVec
+	run, wait                                                                   *prometheus.HistogramVec
+	compile                                                                     *prometheus.HistogramVec
+	swaps                                                                       *prometheus.CounterVec
 
 	mu     sync.RWMutex
 	common map[labels]*series
@@ -31,12 +31,13 @@ type Metrics struct {
 type labels struct {
 	route, module string
 	kind          job.Kind
+	unclaimed     job.Unclaimed // of attempts
 }
 
 // series are those, found once: looking a series up by its labels costs more than counting.
 type series struct {
-	jobs, attempts prometheus.Counter
-	run, wait      prometheus.Observer
+	jobs, attempts, unclaimed prometheus.Counter // unclaimed is nil for those that were claimed
+	run, wait                 prometheus.Observer
 }
 
 // Gauges is what is asked for whenever metrics are read. All functions must be safe for concurrent use and quick.
@@ -105,21 +106,22 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "wasmsidecar", Name: name, Help: help, Buckets: buckets}, labels)
 	}
 	m := &Metrics{
-		Registry: prometheus.NewRegistry(),
-		known:    map[string]bool{},
-		common:   map[labels]*series{},
-		jobs:     counter("jobs_total", "Jobs finished, by outcome.", "route", "module", "outcome"),
-		attempts: counter("attempts_total", "Attempts made, by how they ended.", "route", "module", "outcome"),
-		retries:  counter("retries_total", "Attempts after which the job is tried again.", "route", "module"),
-		letters:  counter("dead_letters_total", "Dead letters written.", "route", "module", "kind"),
-		repeats:  counter("repeats_total", "Jobs seen again whose recorded outcome was emitted again.", "route"),
-		crashes:  counter("crashes_total", "Executions that ended without a word, found by the next owner.", "route"),
-		fenced:   counter("fenced_total", "Writes of stale owners that were refused.", "route"),
-		left:     counter("left_total", "Deliveries left for later: another owner, or a part that is away.", "route"),
-		run:      histogram("run_seconds", "Time of an attempt in its module.", "route", "module"),
-		wait:     histogram("wait_seconds", "Time from publication to the beginning of the job.", "route"),
-		compile:  histogram("compile_seconds", "Time to make a module ready to run.", "module"),
-		swaps:    counter("module_swaps_total", "Changed module files: taken into use (swapped) or not (refused).", "module", "outcome"),
+		Registry:  prometheus.NewRegistry(),
+		known:     map[string]bool{},
+		common:    map[labels]*series{},
+		jobs:      counter("jobs_total", "Jobs finished, by outcome.", "route", "module", "outcome"),
+		attempts:  counter("attempts_total", "Attempts made, by how they ended.", "route", "module", "outcome"),
+		retries:   counter("retries_total", "Attempts after which the job is tried again.", "route", "module"),
+		letters:   counter("dead_letters_total", "Dead letters written.", "route", "module", "kind"),
+		repeats:   counter("repeats_total", "Jobs seen again whose recorded outcome was emitted again.", "route"),
+		crashes:   counter("crashes_total", "Executions that ended without a word, found by the next owner.", "route"),
+		fenced:    counter("fenced_total", "Writes of stale owners that were refused.", "route"),
+		left:      counter("left_total", "Deliveries left for later: another owner, or a part that is away.", "route"),
+		unclaimed: counter("unclaimed_total", "Attempts made without a claim: nobody could see that the job ran twice (pure), or the store is away and on_store_error is run (store).", "route", "reason"),
+		run:       histogram("run_seconds", "Time of an attempt in its module.", "route", "module"),
+		wait:      histogram("wait_seconds", "Time from publication to the beginning of the job.", "route"),
+		compile:   histogram("compile_seconds", "Time to make a module ready to run.", "module"),
+		swaps:     counter("module_swaps_total", "Changed module files: taken into use (swapped) or not (refused).", "module", "outcome"),
 	}
 	for _, name := range modules {
 		m.known[name] = true
@@ -128,7 +130,7 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 	build.WithLabelValues(version).Set(1)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.run, m.wait, m.compile, m.swaps, build,
+		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.unclaimed, m.run, m.wait, m.compile, m.swaps, build,
 		&gauges{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		errs = append(errs, m.Register(c))
@@ -171,6 +173,9 @@ func (m *Metrics) find(l labels) *series {
 		jobs: m.jobs.WithLabelValues(l.route, l.module, string(l.kind)), attempts: m.attempts.WithLabelValues(l.route, l.module, string(l.kind)),
 		run: m.run.WithLabelValues(l.route, l.module), wait: m.wait.WithLabelValues(l.route),
 	}
+	if l.unclaimed != "" {
+		s.unclaimed = m.unclaimed.WithLabelValues(l.route, string(l.unclaimed))
+	}
 	m.common[l] = s
 	return s
 }
@@ -180,12 +185,15 @@ func (m *Metrics) Emit(e event.Event) {
 	route, module := e.Job.Route, m.module(e.Job.Module)
 	switch e.Type {
 	case event.Finished:
-		s := m.find(labels{route, module, e.Kind})
+		s := m.find(labels{route, module, e.Kind, ""})
 		s.jobs.Inc()
 		s.wait.Observe(e.Wait.Seconds())
 	case event.Attempted:
-		s := m.find(labels{route, module, e.Kind})
+		s := m.find(labels{route, module, e.Kind, e.Unclaimed})
 		s.attempts.Inc()
+		if s.unclaimed != nil {
+			s.unclaimed.Inc()
+		}
 		if e.Duration > 0 {
 			s.run.Observe(e.Duration.Seconds())
 		}

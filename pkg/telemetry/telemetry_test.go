@@ -83,7 +83,7 @@ func TestMetricNames(t *testing.T) {
 	}, "resize")
 	j := &job.Job{ID: "1", Route: "jobs", Module: "resize"}
 	for _, ty := range types {
-		m.Emit(event.Event{Type: ty, Job: j, Kind: job.KindTrap, Duration: time.Millisecond, Wait: time.Millisecond})
+		m.Emit(event.Event{Type: ty, Job: j, Kind: job.KindTrap, Duration: time.Millisecond, Wait: time.Millisecond, Unclaimed: job.UnclaimedPure})
 	}
 	m.Compiled("resize", time.Second)
 	want := map[string]string{
@@ -95,6 +95,7 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_crashes_total":        "route",
 		"wasmsidecar_fenced_total":         "route",
 		"wasmsidecar_left_total":           "route",
+		"wasmsidecar_unclaimed_total":      "reason,route",
 		"wasmsidecar_run_seconds":          "module,route",
 		"wasmsidecar_wait_seconds":         "route",
 		"wasmsidecar_compile_seconds":      "module",

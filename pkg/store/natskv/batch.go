@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -45,6 +46,8 @@ type group struct {
 	store *Store
 	queue chan *member
 	no    uint64
+	// patience is for how long a batch is sent again that the server does not take.
+	patience time.Duration
 }
 
 // do has msgs written at once and returns the sequence of the last one.
@@ -190,7 +193,7 @@ func (g *group) write(batch []*member) (int64, error) {
 	for _, m := range batch {
 		msgs = append(msgs, m.msgs...)
 	}
-	for {
+	for began := time.Now(); ; {
 		g.no++
 		id := g.store.id + "-" + strconv.FormatUint(g.no, 36)
 		for i, msg := range msgs {
@@ -205,7 +208,10 @@ func (g *group) write(batch []*member) (int64, error) {
 		if err == nil || !errors.As(err, &api) || !api.busy() {
 			return last, err
 		}
-		// Nothing of this batch was written.
+		// Nothing of this batch was written. A server whose disk is full may say so without end.
+		if time.Since(began) > g.patience {
+			return 0, fmt.Errorf("the server has taken no batch for %s: is its disk full? %w", g.patience, err)
+		}
 		if err := pause(g.store.ctx, rand.N(busyPause)); err != nil {
 			return 0, err
 		}

@@ -126,7 +126,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.wg.Go(s.keepClock)
 	s.wg.Go(s.keepStream)
-	s.group = group{store: s, queue: make(chan *member, groupQueue)}
+	s.group = group{store: s, queue: make(chan *member, groupQueue), patience: requestTimeout}
 	s.wg.Go(s.group.run)
 	return s, nil
 }
