@@ -36,6 +36,19 @@ func Claim(claims *Claims, policy RetryPolicy, worker string, check func(*job.Jo
 // endTimeout bounds each try to write how a claim ends. It is no longer than what the window gives to jobs that it cancels.
 const endTimeout = 4 * time.Second
 
+// soon returns a context that ends after endTimeout or a little earlier, whatever becomes of the job. Jobs share it: to make one for each
+// costs as much as a tenth of all that is done for a small job.
+func (c *Claims) soon() context.Context {
+	now := time.Now()
+	c.ends.Lock()
+	defer c.ends.Unlock()
+	if c.ends.ctx == nil || now.After(c.ends.until) {
+		c.ends.until = now.Add(endTimeout / 16)
+		c.ends.ctx, c.ends.cancel = context.WithTimeout(context.Background(), endTimeout)
+	}
+	return c.ends.ctx
+}
+
 type claimStage struct {
 	claims *Claims
 	policy RetryPolicy
@@ -93,10 +106,14 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	}
 	defer cl.forget()
 
-	run, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	run := ctx
 	cl.mu.Lock()
-	cl.cancel = cancel
+	if !cl.open { // else there is nothing to be lost while it runs
+		var cancel context.CancelCauseFunc
+		run, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		cl.cancel = cancel
+	}
 	rec, crashed := cl.rec, cl.crashed
 	if cl.open {
 		x.Unclaimed = job.UnclaimedPure
@@ -235,7 +252,7 @@ func (s *claimStage) record(ctx context.Context, cl *claim, x *job.Exchange, end
 		x.Outcome = &o
 	}
 	for p := (patience{}); ; {
-		err := s.finish(ctx, cl, x, ending)
+		err := s.finish(cl, x, ending)
 		switch {
 		case err == nil:
 			crash.At(crash.AfterRecord)
@@ -281,11 +298,10 @@ func (p *patience) wait(ctx context.Context) bool {
 	}
 }
 
-// finish writes the outcome. The context may have ended with the drain timeout; the store is still there.
-func (s *claimStage) finish(ctx context.Context, cl *claim, x *job.Exchange, ending func(context.Context, *job.Exchange) transport.Ending) error {
-	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
+// finish writes the outcome, though the job's context may have ended with the drain timeout: the store is still there.
+func (s *claimStage) finish(cl *claim, x *job.Exchange, ending func(context.Context, *job.Exchange) transport.Ending) error {
 	var end transport.Ending
+	wctx := s.claims.soon()
 	if ending != nil {
 		end = ending(wctx, x)
 	}
@@ -303,9 +319,7 @@ func (s *claimStage) finish(ctx context.Context, cl *claim, x *job.Exchange, end
 // is not written down would not count.
 func (s *claimStage) putBack(ctx context.Context, cl *claim, x *job.Exchange, st step) error {
 	for p := (patience{}); ; {
-		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout) // as for finish
-		_, err := cl.put(wctx, st, s.claims.keep()+st.wait, extras{})
-		cancel()
+		_, err := cl.put(s.claims.soon(), st, s.claims.keep()+st.wait, extras{}) // as for finish
 		switch {
 		case errors.Is(err, errFenced):
 			return s.fenced(x, err)

@@ -61,6 +61,15 @@ type Claims struct {
 	away atomic.Int64 // until when the store is not asked, in Unix nanoseconds; see take
 	mute atomic.Bool  // the store did not answer when it was asked last: nothing is begun unclaimed
 
+	// ends is the latest context of soon, and until when it is given out. Nobody cancels it: it ends by itself.
+	ends struct {
+		sync.Mutex
+		ctx    context.Context
+		cancel context.CancelFunc
+		until  time.Time
+	}
+	keys, bodies string // what keys of records and of outcomes' bodies begin with
+
 	mu     sync.Mutex
 	active map[string]*claim // by key; at most one flight of a job in this process
 	stop   context.CancelFunc
@@ -110,6 +119,8 @@ func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 		cfg.Owner = rand.Text()[:16]
 	}
 	c := &Claims{cfg: cfg, st: st, active: map[string]*claim{}}
+	c.keys = store.Key(cfg.Partition, "claim", cfg.Scope, cfg.Route, "")
+	c.bodies = store.Key(cfg.Partition, "result", cfg.Scope, cfg.Route, "")
 	c.done, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(c.heartbeat)
 	return c, nil
@@ -124,9 +135,8 @@ func (c *Claims) Close() error {
 
 // claim is one job in this process's hands.
 type claim struct {
-	c       *Claims
-	key     string // of the record
-	bodyKey string // of the outcome's body, where it is kept apart
+	c   *Claims
+	key string // of the record
 
 	mu      sync.Mutex // serialises writes, so that a heartbeat and a completion do not refuse one another
 	rec     record
@@ -148,9 +158,13 @@ type taken struct {
 	retry   time.Duration // it is to be tried again after so long
 }
 
-func (c *Claims) key(what string, j *job.Job) string {
-	return store.Key(c.cfg.Partition, what, c.cfg.Scope, c.cfg.Route, strconv.Itoa(j.Generation), j.ID)
+// key is that of a job's record.
+func (c *Claims) key(id string, generation int) string {
+	return c.keys + strconv.Itoa(generation) + "/" + id
 }
+
+// bodyKey is that of the outcome's body, where it is kept apart.
+func (cl *claim) bodyKey() string { return cl.c.bodies + cl.key[len(cl.c.keys):] }
 
 // take claims a job. It returns the claim, or why there is none. An error means that the store could not say.
 //
@@ -158,7 +172,7 @@ func (c *Claims) key(what string, j *job.Job) string {
 // made on the condition that there is no record yet. That is for jobs whose running twice nobody would see, in messages that
 // nobody can have had before: it saves the first of two round trips.
 func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *taken, error) {
-	cl := &claim{c: c, key: c.key("claim", j), bodyKey: c.key("result", j)}
+	cl := &claim{c: c, key: c.key(j.ID, j.Generation)}
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
 		c.mu.Unlock()
@@ -251,7 +265,7 @@ func (cl *claim) alone(crashes int) bool {
 // recorded answers for a job that is done.
 func (cl *claim) recorded(ctx context.Context, rec *record) (*taken, error) {
 	if rec.Apart {
-		kv, err := store.Get(ctx, cl.c.st, cl.bodyKey)
+		kv, err := store.Get(ctx, cl.c.st, cl.bodyKey())
 		if err != nil {
 			return nil, fmt.Errorf("read the recorded result: %w", err)
 		}
@@ -272,7 +286,7 @@ func (cl *claim) finish(ctx context.Context, o *job.Outcome, end transport.Endin
 	if results := cl.c.cfg.Results; len(o.Body) > 0 && results > 0 && results < ttl {
 		bare := *o
 		bare.Body = nil
-		with.ops = []store.Op{store.Put(cl.bodyKey, o.Body, results)}
+		with.ops = []store.Op{store.Put(cl.bodyKey(), o.Body, results)}
 		o, apart = &bare, true
 	}
 	verb := finishIt

@@ -31,8 +31,8 @@ type Recorded struct {
 
 // Look reads what st holds of a job, with the outcome's body where it is kept; the zero Recorded when it holds nothing.
 func (c *Claims) Look(ctx context.Context, st store.Store, id string, generation int) (Recorded, error) {
-	j := &job.Job{ID: id, Generation: generation}
-	reply, err := st.Txn(ctx, store.Txn{Read: []string{c.key("claim", j), c.key("result", j)}})
+	cl := &claim{c: c, key: c.key(id, generation)}
+	reply, err := st.Txn(ctx, store.Txn{Read: []string{cl.key, cl.bodyKey()}})
 	if err != nil || !reply.Read[0].Exists() {
 		return Recorded{}, err
 	}
@@ -55,6 +55,7 @@ func ReadRecord(b []byte) (Recorded, error) {
 
 // Drop removes the body of a job's outcome from st, as its expiry does.
 func (c *Claims) Drop(ctx context.Context, st store.Store, id string, generation int) error {
-	_, err := st.Txn(ctx, store.Txn{Then: []store.Op{store.Delete(c.key("result", &job.Job{ID: id, Generation: generation}))}})
+	cl := &claim{c: c, key: c.key(id, generation)}
+	_, err := st.Txn(ctx, store.Txn{Then: []store.Op{store.Delete(cl.bodyKey())}})
 	return err
 }

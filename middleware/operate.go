@@ -46,7 +46,7 @@ func (c *Claims) Wake(ctx context.Context, id string, generation int) error {
 
 // operate takes a step that needs no claim.
 func (c *Claims) operate(ctx context.Context, id string, generation int, s step, ttl time.Duration) (answer, error) {
-	key := c.key("claim", &job.Job{ID: id, Generation: generation})
+	key := c.key(id, generation)
 	var sent []byte
 	for {
 		kv, err := store.Get(ctx, c.st, key)

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 
@@ -33,11 +34,15 @@ func first(nonce string, lease time.Duration) record {
 const recordVersion = 1
 
 func (r *record) encode() ([]byte, error) {
-	b, err := cbor.Marshal(r)
-	if err != nil {
+	var b bytes.Buffer
+	if o := r.Outcome; o != nil {
+		b.Grow(512 + len(o.Body) + o.Header.Size())
+	}
+	b.WriteByte(recordVersion)
+	if err := cbor.MarshalToBuffer(r, &b); err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
 	}
-	return append([]byte{recordVersion}, b...), nil
+	return b.Bytes(), nil
 }
 
 func decodeRecord(b []byte) (*record, error) {

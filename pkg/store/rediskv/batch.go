@@ -31,11 +31,11 @@ type call struct {
 	ctx    context.Context
 	script *script // nil for a plain command
 	args   []any   // of the command; with a script, what follows the digest
-	swap   *swap   // instead of both
+	swap   swap    // instead of both, where it has names
 	size   int
 	reply  any // of a swap it is in there
 	err    error
-	done   chan struct{} // closed when there is a reply or an error
+	done   chan struct{} // gets one when there is a reply or an error; nobody touches the call after that but its caller
 }
 
 // sent is one command of a pipeline, and whom its reply is for: several calls where it is a script of swaps.
@@ -52,6 +52,7 @@ type batcher struct {
 	client  redis.UniversalClient
 	swapper *script
 	queue   chan *call
+	calls   sync.Pool    // of *call
 	apart   atomic.Int64 // until when no ending is taken along, in Unix nanoseconds
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -73,35 +74,63 @@ func (b *batcher) close() {
 	b.wg.Wait()
 }
 
+// get returns an empty call. It may be put back when it was answered, and not otherwise.
+func (b *batcher) get() *call {
+	if c, ok := b.calls.Get().(*call); ok {
+		return c
+	}
+	return &call{done: make(chan struct{}, 1)}
+}
+
+func (b *batcher) put(c *call) {
+	*c = call{done: c.done}
+	b.calls.Put(c)
+}
+
 // do runs one command and returns its reply.
 func (b *batcher) do(ctx context.Context, s *script, size int, args ...any) (any, error) {
-	return b.run(&call{ctx: ctx, script: s, args: args, size: size})
+	c := b.get()
+	c.script, c.args, c.size = s, args, size
+	if err := b.run(ctx, c); err != nil {
+		return nil, err
+	}
+	reply := c.reply
+	b.put(c)
+	return reply, nil
 }
 
 // run has a call sent and waits for its reply.
-func (b *batcher) run(c *call) (any, error) {
-	if err := c.ctx.Err(); err != nil {
-		return nil, err
+func (b *batcher) run(ctx context.Context, c *call) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	c.done = make(chan struct{})
+	c.ctx = ctx
 	select {
 	case b.queue <- c:
-	case <-c.ctx.Done():
-		return nil, c.ctx.Err()
-	case <-b.ctx.Done():
-		return nil, store.ErrClosed
+	default:
+		select {
+		case b.queue <- c:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.ctx.Done():
+			return store.ErrClosed
+		}
+	}
+	if b.ctx.Err() != nil { // perhaps after the last flight has looked
+		return store.ErrClosed
 	}
 	select {
 	case <-c.done:
-	case <-c.ctx.Done():
-		return nil, c.ctx.Err()
-	case <-b.ctx.Done():
-		return nil, store.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if c.err != nil && !errors.Is(c.err, redis.Nil) {
-		return nil, explain(c.err)
+	switch {
+	case c.err == nil, errors.Is(c.err, redis.Nil):
+		return nil
+	case b.ctx.Err() != nil:
+		return store.ErrClosed
 	}
-	return c.reply, nil
+	return explain(c.err)
 }
 
 func (b *batcher) fly() {
@@ -112,10 +141,24 @@ func (b *batcher) fly() {
 		case c := <-b.queue:
 			batch = b.take(append(batch, c))
 		case <-b.ctx.Done():
+			b.refuse()
 			return
 		}
 		b.send(batch)
 		clear(batch)
+	}
+}
+
+// refuse answers what waits when the store is closed.
+func (b *batcher) refuse() {
+	for {
+		select {
+		case c := <-b.queue:
+			c.err = store.ErrClosed
+			c.done <- struct{}{}
+		default:
+			return
+		}
 	}
 }
 
@@ -174,7 +217,7 @@ func (b *batcher) commands(batch []*call) []sent {
 	for i, c := range batch {
 		switch {
 		case c.ctx.Err() != nil: // its caller has gone before it was sent
-		case c.swap == nil:
+		case c.swap.names == nil:
 			s := sent{script: c.script, args: c.args, calls: batch[i : i+1]}
 			if s.script != nil {
 				s.args = append(make([]any, 2, 2+len(c.args)), c.args...)
@@ -200,7 +243,7 @@ func (b *batcher) commands(batch []*call) []sent {
 }
 
 // ends says whether the transactions of s have endings.
-func (s *sent) ends() bool { return s.calls[0].swap != nil && s.calls[0].swap.group != "" }
+func (s *sent) ends() bool { return s.calls[0].swap.names != nil && s.calls[0].swap.group != "" }
 
 // dropEndings leaves only the transactions themselves.
 func (s *sent) dropEndings() {
@@ -213,7 +256,7 @@ func (s *sent) dropEndings() {
 // answer hands the reply to whom it is for.
 func (s *sent) answer() {
 	reply, err := s.cmd.Val(), s.cmd.Err()
-	if err == nil && s.calls[0].swap != nil {
+	if err == nil && s.calls[0].swap.names != nil {
 		err = readSwaps(s.calls, reply)
 	}
 	for _, c := range s.calls {
@@ -221,7 +264,7 @@ func (s *sent) answer() {
 			c.err = err
 		}
 		c.reply = reply
-		close(c.done)
+		c.done <- struct{}{}
 	}
 }
 

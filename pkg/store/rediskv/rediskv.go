@@ -100,11 +100,15 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	}
 	n := s.names(part)
 	if isSwap(t) {
-		x := s.newSwap(n, t)
-		if _, err := s.batch.run(&call{ctx: ctx, swap: x, size: x.size()}); err != nil {
+		c := s.batch.get()
+		s.swap(&c.swap, n, t)
+		c.size = c.swap.size()
+		if err := s.batch.run(ctx, c); err != nil {
 			return store.Reply{}, fmt.Errorf("redis transaction on %q: %w", t.Then[0].Key, err)
 		}
-		return swapped(x, t)
+		r, err := swapped(&c.swap, t)
+		s.batch.put(c)
+		return r, err
 	}
 	size := 100 * (len(t.If) + len(t.Read) + len(t.Then))
 	for _, o := range t.Then {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 )
@@ -48,20 +49,16 @@ func isSwap(t store.Txn) bool {
 	return (len(t.If) == 0 || t.If[0].Key == key) && (len(t.Read) == 0 || t.Read[0] == key)
 }
 
-// newSwap makes a swap of t in partition n.
-func (s *Store) newSwap(n *names, t store.Txn) *swap {
+// swap makes x the swap that t is, in partition n.
+func (s *Store) swap(x *swap, n *names, t store.Txn) {
 	o := t.Then[0]
-	x := &swap{swapHead: swapHead{names: n, ttl: o.TTL, read: len(t.Read) > 0}, key: n.key(o.Key), want: "*"}
+	*x = swap{swapHead: swapHead{names: n, ttl: o.TTL, read: len(t.Read) > 0}, key: n.key(o.Key), want: "*"}
 	if len(t.If) > 0 {
 		x.want = packRevision(t.If[0].Revision)
 	}
-	var load strings.Builder
-	load.Grow(8 + len(o.Value))
-	var nonce [8]byte
-	binary.BigEndian.PutUint64(nonce[:], rand.Uint64())
-	load.Write(nonce[:])
-	load.Write(o.Value)
-	x.load = load.String()
+	load := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(o.Value)), rand.Uint64())
+	load = append(load, o.Value...)
+	x.load = unsafe.String(unsafe.SliceData(load), len(load)) // nobody else has load
 	if e, ok := t.Along.(ending); ok && !x.read && time.Now().UnixNano() >= s.batch.apart.Load() {
 		stream, group, id := e.Entry()
 		results, add := e.Add()
@@ -72,7 +69,6 @@ func (s *Store) newSwap(n *names, t store.Txn) *swap {
 			x.stream, x.group, x.results, x.id, x.add = stream, group, results, id, add
 		}
 	}
-	return x
 }
 
 // beside says whether a stream lies on the slot of partition n.
@@ -128,7 +124,7 @@ func readSwaps(calls []*call, reply any) error {
 		return fmt.Errorf("redis answered %T for %d transactions", reply, len(calls))
 	}
 	for i, c := range calls {
-		s := c.swap
+		s := &c.swap
 		s.state, s.head = states[i], heads[16*i:16*i+16]
 		if s.state == 'o' || s.state == 'v' || s.state == 'e' {
 			if len(all) == 0 {

@@ -3,7 +3,7 @@ package redisstream
 import (
 	"context"
 	"strconv"
-	"strings"
+	"unsafe"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -56,38 +56,31 @@ func (e *ending) Settled() {
 
 // pack makes a MessagePack list of arguments of XADD. size is about how many bytes they have together.
 func pack(args []any, size int) string {
-	var b strings.Builder
-	b.Grow(size + 3*len(args) + 64)
-	b.Write([]byte{0xdc, byte(len(args) >> 8), byte(len(args))})
+	b := make([]byte, 0, size+3*len(args)+64)
+	b = append(b, 0xdc, byte(len(args)>>8), byte(len(args)))
 	for _, a := range args {
 		switch a := a.(type) {
 		case string:
-			packString(&b, a)
+			b = append(packHead(b, len(a)), a...)
 		case *string:
-			packString(&b, *a)
+			b = append(packHead(b, len(*a)), *a...)
 		case []byte:
-			packHead(&b, len(a))
-			b.Write(a)
+			b = append(packHead(b, len(a)), a...)
 		case int64:
-			packString(&b, strconv.FormatInt(a, 10))
+			s := strconv.FormatInt(a, 10)
+			b = append(packHead(b, len(s)), s...)
 		}
 	}
-	return b.String()
+	return unsafe.String(unsafe.SliceData(b), len(b)) // nobody else has b
 }
 
-func packString(b *strings.Builder, s string) {
-	packHead(b, len(s))
-	b.WriteString(s)
-}
-
-// packHead writes what stands before a string of n bytes.
-func packHead(b *strings.Builder, n int) {
+// packHead appends what stands before a string of n bytes.
+func packHead(b []byte, n int) []byte {
 	switch {
 	case n < 32:
-		b.WriteByte(0xa0 | byte(n))
+		return append(b, 0xa0|byte(n))
 	case n < 1<<16:
-		b.Write([]byte{0xda, byte(n >> 8), byte(n)})
-	default:
-		b.Write([]byte{0xdb, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+		return append(b, 0xda, byte(n>>8), byte(n))
 	}
+	return append(b, 0xdb, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
 }

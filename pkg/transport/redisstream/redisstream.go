@@ -211,7 +211,11 @@ func checkName(stream string) error {
 	if stream == "" {
 		return fmt.Errorf("%w: no stream name", transport.ErrRejected)
 	}
-	if strings.ContainsFunc(stream, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+	plain := true
+	for i := 0; plain && i < len(stream); i++ {
+		plain = stream[i] > ' ' && stream[i] < 0x7f
+	}
+	if !plain && strings.ContainsFunc(stream, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 		return fmt.Errorf("%w: stream name %q holds spaces or control characters", transport.ErrRejected, stream)
 	}
 	return nil
