@@ -181,6 +181,7 @@ func ok(context.Context, *job.Job) (*job.Result, error) {
 	return &job.Result{Body: []byte("out"), Module: "m", Digest: "d"}, nil
 }
 
+// R-11, S-08: the outcome is one write with the completion, before anything is published or settled.
 func TestResultIsRecordedThenPublishedThenAcked(t *testing.T) {
 	t.Parallel()
 	var order []string
@@ -295,6 +296,7 @@ func TestAttemptsSurviveTheProcess(t *testing.T) {
 	})
 }
 
+// leases that run out are counted, and in the end there are a dead letter, a result and an event.
 func TestJobThatKillsItsProcessDies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -317,6 +319,10 @@ func TestJobThatKillsItsProcessDies(t *testing.T) {
 		}
 		if x.Outcome.Attempts != 3 || x.Outcome.Crashes != 3 {
 			t.Fatalf("outcome %+v: want three attempts, all of them crashed", x.Outcome)
+		}
+		results, dead := p.out.to("results"), p.out.to("dead")
+		if len(results) != 1 || len(dead) != 1 || p.events.count(event.Dead) != 1 || results[0].Header.Get(transport.HeaderOK) != "false" {
+			t.Fatalf("results %v, dead letters %v, %d events: want one of each", bodies(results), bodies(dead), p.events.count(event.Dead))
 		}
 	})
 }
@@ -368,7 +374,7 @@ func TestOneIDDeliveredAHundredTimes(t *testing.T) {
 	})
 }
 
-// D-09: a crash between record and publish, and between result and dead letter, repeats the same outputs.
+// D-09, S-12: a crash between record and publish, and between result and dead letter, repeats the same outputs, under the same message id.
 func TestCrashBetweenRecordAndOutputs(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"results", "dead"} {
@@ -402,9 +408,12 @@ func TestCrashBetweenRecordAndOutputs(t *testing.T) {
 				t.Fatalf("dead letters: %v", dead)
 			}
 			for _, m := range out.to("results") {
-				if !strings.Contains(string(m.Body), "dice show 1") {
-					t.Fatalf("another result: %s", m.Body)
+				if id := m.Header.Get(transport.HeaderMsgID); !strings.Contains(string(m.Body), "dice show 1") || id != "a/jobs" {
+					t.Fatalf("another result: %s, message id %q", m.Body, id)
 				}
+			}
+			if n := len(out.to("results")); at == "dead" && n != 2 {
+				t.Fatalf("%d results, want the one that was out and its repeat", n)
 			}
 		})
 	}
@@ -436,6 +445,7 @@ func TestAnswerOfTheStoreCutOff(t *testing.T) {
 	}
 }
 
+// R-07, S-11: the job of an owner that has gone is taken when its lease is over, neither earlier nor later.
 func TestAnothersLeaseIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	for _, left := range []time.Duration{10 * time.Millisecond, 29 * time.Second} {
@@ -465,6 +475,7 @@ func TestAnothersLeaseIsWaitedFor(t *testing.T) {
 	}
 }
 
+// a job may take longer than a lease, which its owner renews.
 func TestHeartbeatOutlivesTheLease(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -486,6 +497,7 @@ func TestHeartbeatOutlivesTheLease(t *testing.T) {
 	})
 }
 
+// a guest says when it wants to be tried again.
 func TestLongWaitIsMovedAndCounted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -563,6 +575,7 @@ func TestDrainIsNoFailure(t *testing.T) {
 	}
 }
 
+// what is tried again and what is not.
 func TestVerdictsAreNotRetried(t *testing.T) {
 	t.Parallel()
 	for _, k := range job.Kinds() {

@@ -185,6 +185,7 @@ func (w *window) end(t *testing.T) {
 	w.done <- nil
 }
 
+// S-08: what is in flight is bounded, whatever the source has.
 func TestNeverMoreThanLimitInFlight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -63,7 +63,7 @@ func gather(t *testing.T, m *telemetry.Metrics) map[string][]series {
 	return out
 }
 
-// Dashboards and alerts are built on these names and labels.
+// dashboards and alerts are built on these names and labels.
 func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	m := metrics(t, telemetry.Gauges{

@@ -36,7 +36,7 @@ type Features struct {
 	TTL time.Duration
 }
 
-// Run runs the suite.
+// Run runs the suite.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	if h.TTL == 0 {

@@ -271,6 +271,7 @@ var txnCases = []testCase{
 			}
 		}
 	}},
+	// leases are measured by this clock, whatever those of the processes say.
 	{name: "the clock is one and goes forward", run: func(t *testing.T, h Harness) {
 		s := h.Open(t)
 		var last time.Time
