@@ -7,6 +7,7 @@ import (
 	"fmt"
 	goruntime "runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,12 +104,31 @@ func TestGoPanic(t *testing.T) {
 	})
 	for i := range 2 {
 		_, err := m.Run(t.Context(), newJob("five"))
-		wantKind(t, err, job.KindTrap)
+		wantKind(t, err, job.KindTrap, "unreachable", "panic: given five")
 		if r, err := m.Run(t.Context(), newJob("")); err != nil || string(r.Body) != "fine" {
 			t.Errorf("the next job: %v", err)
 		}
 		if idle := runtime.Idle(m); !slices.Equal(idle, []int{2*i + 2}) && !runtime.Copies(e) {
 			t.Errorf("instances %v, want one that was used for everything", idle)
+		}
+	}
+}
+
+// A Go program that runs out of memory says so, and it is told from other crashes.
+func TestGoOutOfMemory(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	m := loadBytes(t, e, "upper-go", guests.BuildGo(t, "upper-go"), func(c *runtime.ModuleConfig) {
+		c.Interpreter, c.Limits.Time, c.Limits.Memory = true, time.Minute, 4<<20
+	})
+	for range 2 {
+		_, err := m.Run(t.Context(), newJob(strings.Repeat("x", 3<<20)))
+		wantKind(t, err, job.KindLimit, "limits.memory", "out of memory")
+		if !errors.Is(err, runtime.ErrMemory) {
+			t.Errorf("error %v is not %v", err, runtime.ErrMemory)
+		}
+		if r, err := m.Run(t.Context(), newJob("x")); err != nil || string(r.Body) != "X" {
+			t.Errorf("the next job: %v", err)
 		}
 	}
 }

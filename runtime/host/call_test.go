@@ -99,3 +99,26 @@ func TestParseHeaders(t *testing.T) {
 		}
 	}
 }
+
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ stderr, want string }{
+		{"", ""},
+		{"first\n\nlast\n", "last"},
+		{"starting\npanic: no customer\n\ngoroutine 1 [running]:\nmain.main()\n\t/main.go:4 +0x29\n", "panic: no customer"},
+		{"fatal error: out of memory\nruntime stack:\n", "fatal error: out of memory"},
+		{"thread 'main' panicked at 'no customer', up.rs:2:296\nnote: run with `RUST_BACKTRACE=1`\n", "thread 'main' panicked at 'no customer', up.rs:2:296"},
+		{"thread 'main' panicked at src/main.rs:2:5:\nno customer\nnote: run with `RUST_BACKTRACE=1`\n", "thread 'main' panicked at src/main.rs:2:5: no customer"},
+		{"thread 'main' panicked at src/main.rs:2:5:", "thread 'main' panicked at src/main.rs:2:5:"},
+		{"do not panic: it works\nbye\n", "bye"},
+	} {
+		c := NewCall(&Grants{Log: 1 << 16, LogLines: 100, Logger: slog.New(slog.DiscardHandler)}, &job.Job{})
+		if _, err := c.Stderr().Write([]byte(tt.stderr)); err != nil {
+			t.Fatal(err)
+		}
+		c.End()
+		if got := c.LastWords(); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.stderr, got, tt.want)
+		}
+	}
+}

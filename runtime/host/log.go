@@ -89,6 +89,8 @@ type lineWriter struct {
 	level slog.Level
 	rest  []byte
 	last  string // the last line that was not blank
+	cause string // the line by which a language says that the program gives up; more follows, which says where
+	goes  bool   // cause goes on in the next line
 }
 
 func (w *lineWriter) init(c *Call, level slog.Level) { w.call, w.level = c, level }
@@ -130,10 +132,23 @@ func (w *lineWriter) flush() {
 	line := bytes.TrimRight(w.rest, "\r")
 	if len(bytes.TrimSpace(line)) > 0 {
 		w.last = job.CleanText(string(line))
+		switch panics := bytes.Contains(line, []byte("' panicked at ")); {
+		case w.goes:
+			w.cause, w.goes = w.cause+" "+w.last, false
+		case w.cause != "":
+		case panics, bytes.HasPrefix(line, []byte("panic: ")), bytes.HasPrefix(line, []byte("fatal error: ")): // Rust; Go
+			w.cause, w.goes = w.last, panics && bytes.HasSuffix(line, []byte(":"))
+		}
 		w.call.LogBytes(w.level, line)
 	}
 	w.rest = w.rest[:0]
 }
 
-// LastWords is the last line that the guest wrote to stderr; it often says why a program gave up.
-func (c *Call) LastWords() string { return c.log.err.last }
+// LastWords is the line by which the guest's language says on stderr why a program gives up, where Go or Rust did, else the last
+// line that the guest wrote there, which often says so too.
+func (c *Call) LastWords() string {
+	if c.log.err.cause != "" {
+		return c.log.err.cause
+	}
+	return c.log.err.last
+}
