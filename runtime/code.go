@@ -179,6 +179,9 @@ func (e *Engine) build(c *code, cfg ModuleConfig) (err error) {
 	if c.rewritten, err = rewrite.Rewrite(wasm, rewrite.Options{MaxPages: c.key.pages}); err != nil {
 		return fmt.Errorf("compile: %w", err)
 	}
+	if why := c.rewritten.Uninstantiable; why != "" {
+		return errors.New("it cannot be instantiated: " + why)
+	}
 	wasm, c.rewritten.Wasm = c.rewritten.Wasm, nil
 	ctx := experimental.WithCompilationWorkers(c.building, e.cfg.CompileWorkers)
 	start := time.Now()

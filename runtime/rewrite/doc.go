@@ -6,6 +6,8 @@
 //   - Fuel: an exported mutable i64. Every basic block subtracts the number of its instructions when it is entered; block, loop,
 //     else, end and nop are free. Where code could otherwise run on - at function entries, loop heads and in very long
 //     functions - and where a cost is in an operand, fuel below zero calls the host function refuel.
+//   - Functions that fill, copy or initialize more than a megabyte of memory piece by piece, and ask refuel before each. All of it is
+//     paid for beforehand.
 //   - Depth: an exported mutable i64. A function that calls others subtracts one, and one more for every 16 values its frame can
 //     hold, and gives it back however it returns. Below zero it calls refuel too.
 //   - An export for every mutable global, so that the host can put it back.

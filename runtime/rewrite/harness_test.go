@@ -47,6 +47,7 @@ type host struct {
 	limit int64            // fuel that may be granted in all, 0 for any
 	spent int64            // granted so far, minus what was there before
 	ended int64            // burnt when behave was done
+	asked int64            // how often refuel was called
 	mods  map[api.Module]*rewrite.Module
 }
 
@@ -69,6 +70,7 @@ func counter(m api.Module, name string) api.MutableGlobal {
 
 func (h *host) refuel(_ context.Context, m api.Module, _ []uint64) {
 	fuel, depth := counter(m, "__wasmsidecar_fuel"), counter(m, "__wasmsidecar_depth")
+	h.asked++
 	if int64(depth.Get()) < 0 {
 		panic(errDepth)
 	}

@@ -9,11 +9,13 @@ type meter struct {
 	types                map[string]uint32 // block types () -> results by the results
 	maxMemory            uint32            // pages
 	maxTable             []uint32          // elements, by table
+	movers               []mover           // functions that are to be added
+	firstMover           uint32            // index of the first of them in the result
 
 	// of the function being written
 	out               []byte
 	plan              *plan
-	spent, left, size uint32 // locals
+	spent, left, size uint32 // locals; behind size are two more where memory is moved
 }
 
 // function writes the body that r is about to read. Its locals have been read as groups and decls.
@@ -54,7 +56,7 @@ func (w *meter) locals(groups uint32, decls []byte) {
 		next++
 	}
 	if w.plan.bulk {
-		w.size, i32s = next, 1
+		w.size, i32s = next, 3
 	}
 	if i64s > 0 {
 		groups++
@@ -93,11 +95,10 @@ func (w *meter) body(r *reader, wrapped bool) {
 		case opTableGrow:
 			w.grow(opTableSize, in.a, w.maxTable[in.a], 1)
 		case opMemoryInit, opMemoryCopy, opMemoryFill:
-			w.local(opLocalTee, w.size)
-			w.dynamic(opI64ShrU, 3)
+			w.move(&in)
 		case opTableInit, opTableCopy, opTableFill:
 			w.local(opLocalTee, w.size)
-			w.dynamic(opI64ShrU, 0)
+			w.dynamic(opI64ShrU, 0, nil)
 		}
 		leaves := w.plan.cached() && (in.op == opCall || in.op == opCallIndirect || in.op == opUnreachable)
 		if leaves {
@@ -117,6 +118,7 @@ func (w *meter) body(r *reader, wrapped bool) {
 
 func (w *meter) op(op opcode)                 { w.out = appendOp(w.out, op) }
 func (w *meter) local(op opcode, i uint32)    { w.out = appendU32(appendOp(w.out, op), i) }
+func (w *meter) i32(n int64)                  { w.out = appendSigned(appendOp(w.out, opI32Const), n) }
 func (w *meter) i64(n int64)                  { w.out = appendSigned(appendOp(w.out, opI64Const), n) }
 func (w *meter) begin(op opcode)              { w.out = appendSigned(appendOp(w.out, op), blockEmpty) }
 func (w *meter) global(op opcode, idx uint32) { w.out = appendU32(appendOp(w.out, op), idx) }
@@ -148,7 +150,7 @@ func (w *meter) charge(g region, entry bool) {
 	w.op(opI64Sub)
 	switch {
 	case g.check:
-		w.subtracted()
+		w.subtracted(nil)
 	case cached:
 		w.local(opLocalSet, w.spent)
 	default:
@@ -156,8 +158,8 @@ func (w *meter) charge(g region, entry bool) {
 	}
 }
 
-// subtracted takes the fuel that is left from the stack and calls refuel when it is negative.
-func (w *meter) subtracted() {
+// subtracted takes the fuel that is left from the stack and calls refuel when it is negative, and does more then, which may be nil.
+func (w *meter) subtracted(more func()) {
 	w.local(opLocalTee, w.spent)
 	if !w.plan.cached() {
 		w.global(opGlobalSet, w.fuel)
@@ -173,6 +175,9 @@ func (w *meter) subtracted() {
 	if w.plan.cached() {
 		w.global(opGlobalGet, w.fuel)
 		w.local(opLocalSet, w.spent)
+	}
+	if more != nil {
+		more()
 	}
 	w.op(opEnd)
 }
@@ -202,8 +207,8 @@ func (w *meter) epilogue() {
 	w.global(opGlobalSet, w.depth)
 }
 
-// dynamic subtracts what the number in the local size costs: op with arg says how much.
-func (w *meter) dynamic(op opcode, arg int64) {
+// dynamic subtracts what the number in the local size costs: op with arg says how much. What more writes is done where refuel was called.
+func (w *meter) dynamic(op opcode, arg int64, more func()) {
 	w.load(w.plan.cached())
 	w.local(opLocalGet, w.size)
 	w.op(opI64ExtendU)
@@ -212,7 +217,7 @@ func (w *meter) dynamic(op opcode, arg int64) {
 		w.op(op)
 	}
 	w.op(opI64Sub)
-	w.subtracted()
+	w.subtracted(more)
 }
 
 // grow charges for a growth within the limit and turns any other into one that fails for certain, of which it makes a note where
@@ -231,7 +236,7 @@ func (w *meter) grow(size opcode, index, limit uint32, cost int64) {
 		w.op(opI64ExtendU)
 		w.global(opGlobalSet, w.refused)
 	}
-	w.out = appendSigned(appendOp(w.out, opI32Const), -1)
+	w.i32(-1)
 	w.local(opLocalSet, w.size)
 	w.op(opElse)
 	if size == opMemorySize {
@@ -241,7 +246,7 @@ func (w *meter) grow(size opcode, index, limit uint32, cost int64) {
 	if cost == 1 {
 		cost = 0 // nothing to multiply by
 	}
-	w.dynamic(opI64Mul, cost)
+	w.dynamic(opI64Mul, cost, nil)
 	w.op(opEnd)
 	w.local(opLocalGet, w.size)
 }

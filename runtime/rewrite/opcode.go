@@ -20,6 +20,7 @@ const (
 	opReturn       opcode = 0x0f
 	opCall         opcode = 0x10
 	opCallIndirect opcode = 0x11
+	opSelect       opcode = 0x1b
 	opSelectT      opcode = 0x1c
 	opLocalGet     opcode = 0x20
 	opLocalSet     opcode = 0x21
@@ -34,12 +35,18 @@ const (
 	opI64Const     opcode = 0x42
 	opF32Const     opcode = 0x43
 	opF64Const     opcode = 0x44
+	opI32LtU       opcode = 0x49
+	opI32GtU       opcode = 0x4b
 	opI64LtS       opcode = 0x53
 	opI64GtU       opcode = 0x56
+	opI32Add       opcode = 0x6a
+	opI32Sub       opcode = 0x6b
+	opI32Or        opcode = 0x72
 	opI64Add       opcode = 0x7c
 	opI64Sub       opcode = 0x7d
 	opI64Mul       opcode = 0x7e
 	opI64Or        opcode = 0x84
+	opI64Shl       opcode = 0x86
 	opI64ShrU      opcode = 0x88
 	opI64ExtendU   opcode = 0xad
 	opRefNull      opcode = 0xd0
@@ -122,7 +129,7 @@ func shapeOf(op opcode) (shape, bool) {
 		return shape{immIndirect, 1, 0}, true
 	case op == 0x1a: // drop
 		return shape{immNone, 1, 0}, true
-	case op == 0x1b: // select
+	case op == opSelect:
 		return shape{immNone, 3, 1}, true
 	case op == opSelectT:
 		return shape{immTypes, 3, 1}, true

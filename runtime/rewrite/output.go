@@ -26,6 +26,7 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 	if err := m.limit(opt, out, w); err != nil {
 		return nil, err
 	}
+	out.Uninstantiable = m.misfit()
 
 	imports := uint32(m.impFuncs)
 	w.funcs = func(i uint32) uint32 {
@@ -38,6 +39,7 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 	w.fuel, w.depth, w.refused = uint32(len(m.globals)), uint32(len(m.globals))+1, uint32(len(m.globals))+2
 	v := &verdict{}
 	v.module(m)
+	w.firstMover = uint32(len(m.funcs)) + 1
 	bodies, err := m.bodies(w, v)
 	if err != nil {
 		return nil, err
@@ -52,6 +54,15 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 	}
 	m.imports = append(m.imports, imported{module: out.RefuelModule, name: out.RefuelName, kind: kindFunc, typ: uint32(void)})
 	m.exportState(out, prefix)
+	var added []nameEntry
+	for i, v := range w.movers {
+		m.funcs = append(m.funcs, uint32(len(m.types)))
+		bodies = append(bodies, w.moverBody(v))
+		added = append(added, nameEntry{w.firstMover + uint32(i), out.RefuelModule + ".move"})
+	}
+	if len(w.movers) > 0 {
+		m.types = append(m.types, moverType())
+	}
 	if m.start >= 0 {
 		// Were the function itself exported, ref.func might name it, which it must not unless the module declares it.
 		out.Start = prefix + "start"
@@ -63,7 +74,7 @@ func (m *module) rewrite(opt Options) (*Module, error) {
 	if opt.EmptyData {
 		out.Data = m.takeData()
 	}
-	added := []nameEntry{{imports, out.RefuelModule + "." + refuelName}}
+	added = append(added, nameEntry{imports, out.RefuelModule + "." + refuelName})
 	if out.Start != "" {
 		added = append(added, nameEntry{uint32(len(m.funcs)), out.RefuelModule + ".start"})
 	}
@@ -175,6 +186,35 @@ func (m *module) limit(opt Options, out *Module, w *meter) error {
 		}
 	}
 	return nil
+}
+
+// misfit describes the first active segment that is beyond the end of its table or memory.
+func (m *module) misfit() string {
+	beyond := func(kind string, i int, offset constExpr, n int, size uint64, of string) string {
+		if offset.op == opGlobalGet && !m.globals[offset.a].mutable {
+			offset = m.globals[offset.a].init // none where it is imported
+		}
+		at := uint64(uint32(offset.n))
+		if offset.op != opI32Const || at+uint64(n) <= size {
+			return ""
+		}
+		return fmt.Sprintf("%s segment %d is to be written to %d to %d of %s, which has %d", kind, i, at, at+uint64(n), of, size)
+	}
+	for i, x := range m.elems {
+		if t := int(x.table); x.flags&elemInactive == 0 && t >= m.impTables && t < len(m.tables) {
+			if why := beyond("element", i, x.offset, len(x.funcs)+len(x.exprs), uint64(m.tables[t].min), fmt.Sprintf("table %d", t)); why != "" {
+				return why
+			}
+		}
+	}
+	for i, d := range m.datas {
+		if d.flags != dataPassive && m.impMems == 0 && len(m.mems) > 0 {
+			if why := beyond("data", i, d.offset, len(d.bytes), uint64(m.mems[0].min)<<16, "the memory"); why != "" {
+				return why
+			}
+		}
+	}
+	return ""
 }
 
 // emptyData stands for an active segment that has been written: it keeps its place, and is as empty as it would be then.

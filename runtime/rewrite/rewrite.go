@@ -92,6 +92,10 @@ type Module struct {
 	// Data holds the segments that Options.EmptyData took out, in the order in which they are to be written.
 	Data []Segment
 
+	// Uninstantiable says which active segment does not fit into its table or memory, so that every instantiation traps. Engines may let
+	// it pass. Empty where all fit or cannot be told to beforehand.
+	Uninstantiable string
+
 	// Resettable reports that memory and Globals are all the state an instance has. Why says in a few words why not.
 	Resettable bool
 	Why        string
