@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -210,7 +211,7 @@ func TestFailingJobRunsThreeTimesThenDies(t *testing.T) {
 				var runs []time.Time
 				s := setup{policy: threeTries, runner: func(context.Context, *job.Job) (*job.Result, error) {
 					runs = append(runs, time.Now())
-					return nil, job.Errorf(job.KindTrap, "unreachable\r\nX-Evil: 1")
+					return nil, job.Errorf(job.KindTrap, "%w", &job.Ran{Digest: "d1" + strings.Repeat("0", 62), Err: errors.New("unreachable\r\nX-Evil: 1")})
 				}}
 				s.policy.NoJitter = true
 				if withStore {
@@ -228,6 +229,11 @@ func TestFailingJobRunsThreeTimesThenDies(t *testing.T) {
 					t.Fatalf("%d failure results, want 1 (D-19)", n)
 				}
 				dead := p.out.to("dead")
+				for _, m := range slices.Concat(p.out.to("results"), dead) {
+					if got := m.Header.Get(transport.HeaderDigest); !strings.HasPrefix(got, "d100") {
+						t.Errorf("the module's digest is %q in %v", got, m.Header)
+					}
+				}
 				if len(dead) != 1 {
 					t.Fatalf("%d dead letters, want 1", len(dead))
 				}

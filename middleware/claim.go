@@ -230,8 +230,12 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 		}
 	}
 	var e exhausted
+	var ran *job.Ran
 	if o.Dead = errors.As(err, &e); err != nil {
 		o.Err = job.CleanText(err.Error())
+	}
+	if errors.As(err, &ran) {
+		o.Digest = ran.Digest
 	}
 	if err == nil {
 		if cerr := s.check(j, o); cerr != nil {

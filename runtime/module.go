@@ -224,7 +224,7 @@ func (m *Module) unfit() string {
 
 // failed says which module an error is about and keeps its kind.
 func (m *Module) failed(err error) error {
-	return &job.Error{Kind: job.KindOf(err), Err: fmt.Errorf("module %q: %w", m.name, err), RetryAfter: job.RetryAfterOf(err)}
+	return &job.Error{Kind: job.KindOf(err), Err: &job.Ran{Digest: m.Digest(), Err: fmt.Errorf("module %q: %w", m.name, err)}, RetryAfter: job.RetryAfterOf(err)}
 }
 
 func (m *Module) enter() error {

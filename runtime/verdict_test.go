@@ -290,3 +290,17 @@ func TestSleep(t *testing.T) {
 		}
 	})
 }
+
+// Errors say which bytes it was that failed.
+func TestErrorsKnowTheModule(t *testing.T) {
+	t.Parallel()
+	e, _ := open(t)
+	for _, guest := range []string{"trap", "fail", "exit3"} {
+		m := load(t, e, guest)
+		_, err := m.Run(t.Context(), newJob(""))
+		var ran *job.Ran
+		if !errors.As(err, &ran) || ran.Digest != m.Digest() || len(ran.Digest) != 64 {
+			t.Errorf("%s: got %v", guest, err)
+		}
+	}
+}

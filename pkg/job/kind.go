@@ -76,6 +76,18 @@ type Error struct {
 	RetryAfter time.Duration // the guest's or the service's wish; 0 leaves it to the route's backoff
 }
 
+// Ran is in the chain of an error of which is known what module failed.
+type Ran struct {
+	Digest string // its SHA-256, in hex
+	Err    error  // never nil
+}
+
+// Error returns the cause's text.
+func (r *Ran) Error() string { return r.Err.Error() }
+
+// Unwrap returns the cause.
+func (r *Ran) Unwrap() error { return r.Err }
+
 // Errorf makes an *Error; the format may use %w.
 func Errorf(k Kind, format string, args ...any) *Error {
 	return &Error{Kind: k, Err: fmt.Errorf(format, args...)}

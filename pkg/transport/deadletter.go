@@ -43,6 +43,7 @@ func DeadLetter(j *job.Job, o *job.Outcome, orig *Message, subject string, maxBy
 	h.Add(HeaderDeadRoute, j.Route)
 	h.Add(HeaderDeadAt, time.UnixMilli(o.FinishedAt).UTC().Format("2006-01-02T15:04:05.000Z07:00"))
 	addText(&h, HeaderDeadSource, source)
+	addText(&h, HeaderDigest, o.Digest)
 	if j.Generation > 0 {
 		h.Add(HeaderDeadGeneration, strconv.Itoa(j.Generation))
 	}
@@ -86,7 +87,7 @@ func truncate(m *Message, kept, size int) {
 
 // ofDeadLetter says whether an earlier dead letter has written the header.
 func ofDeadLetter(name string) bool {
-	if hasPrefixFold(name, "Wasm-Dead-") {
+	if hasPrefixFold(name, "Wasm-Dead-") || strings.EqualFold(name, HeaderDigest) {
 		return true
 	}
 	for _, p := range [...]string{headerPoisonReason, headerPoisonTopic, headerPoisonHandler, headerPoisonSubscriber} {
