@@ -178,19 +178,6 @@ func TestStartThatLoops(t *testing.T) {
 	wantKind(t, err, job.KindTimeout)
 }
 
-// A segment that does not fit is the module's fault.
-func TestDataOutOfBounds(t *testing.T) {
-	t.Parallel()
-	e, _ := open(t)
-	for _, isolation := range []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFresh} {
-		m := loadBytes(t, e, "data", moduleOf(typeVoid, oneFunction, "\x05\x01\x00\x01", handleIs0, oneBody, "\x0b\x01\x00\x41\xff\xff\x03\x0b\x02hi"),
-			func(c *runtime.ModuleConfig) { c.Isolation = isolation })
-		wantKind(t, m.Try(t.Context()), job.KindTrap, "start guest", "out of bounds")
-		_, err := m.Run(t.Context(), newJob(""))
-		wantKind(t, err, job.KindTrap, "start guest", "out of bounds")
-	}
-}
-
 // A guest in an endless loop does not keep the garbage collector, and so the process, waiting.
 func TestLoopLetsTheHostBreathe(t *testing.T) {
 	t.Parallel()
