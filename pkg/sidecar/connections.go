@@ -83,7 +83,7 @@ var stores = map[string]func(context.Context, *connections) (store.Store, error)
 
 // stateStream names the stream that holds the state of the sidecars that share a name.
 func stateStream(name string) string {
-	return "WASM_STATE_" + strings.Map(func(r rune) rune {
+	return "WASM_STORE_" + strings.Map(func(r rune) rune {
 		if r < '!' || r > '~' || strings.ContainsRune(`.*>/\`, r) {
 			return '_'
 		}

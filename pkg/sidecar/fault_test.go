@@ -115,7 +115,7 @@ func TestStateStreamDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream := "WASM_STATE_" + l.cfg.NATS.Group
+	stream := "WASM_STORE_" + l.cfg.NATS.Group
 	missing := map[string]bool{}
 	const jobs = 300
 	for i := range jobs {

@@ -44,11 +44,10 @@ type mux struct {
 	closed  bool
 }
 
-// exchange is a request that waits for its replies.
+// exchange is a request that waits for its reply.
 type exchange struct {
-	more    func(*nats.Msg) bool // whether another reply follows; nil: never
-	replies []*nats.Msg
-	done    chan error
+	reply *nats.Msg
+	done  chan error
 }
 
 func newMux(nc *nats.Conn, slow func()) (*mux, error) {
@@ -90,12 +89,12 @@ func (m *mux) failAll(err error) {
 	}
 }
 
-// request publishes msgs in order, the last one with a reply subject, and returns its replies: one, or as many as more says.
-func (m *mux) request(ctx context.Context, more func(*nats.Msg) bool, msgs ...*nats.Msg) ([]*nats.Msg, error) {
+// request publishes msg with a reply subject and returns the reply.
+func (m *mux) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	x := &exchange{more: more, done: make(chan error, 1)}
+	x := &exchange{done: make(chan error, 1)}
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
@@ -105,19 +104,17 @@ func (m *mux) request(ctx context.Context, more func(*nats.Msg) bool, msgs ...*n
 	id := strconv.FormatUint(m.next, 36)
 	m.waiting[id] = x
 	m.mu.Unlock()
-	msgs[len(msgs)-1].Reply = m.prefix + id
-	for _, msg := range msgs {
-		if err := m.nc.PublishMsg(msg); err != nil {
-			m.forget(id)
-			return nil, err
-		}
+	msg.Reply = m.prefix + id
+	if err := m.nc.PublishMsg(msg); err != nil {
+		m.forget(id)
+		return nil, err
 	}
 	timer := time.NewTimer(slowReply)
 	defer timer.Stop()
 	for slow := false; ; {
 		select {
 		case err := <-x.done:
-			return x.replies, err
+			return x.reply, err
 		case <-ctx.Done():
 			m.forget(id)
 			return nil, ctx.Err()
@@ -147,11 +144,7 @@ func (m *mux) reply(msg *nats.Msg) {
 		m.mu.Unlock()
 		return
 	}
-	x.replies = append(x.replies, msg)
-	if x.more != nil && x.more(msg) {
-		m.mu.Unlock()
-		return
-	}
+	x.reply = msg
 	delete(m.waiting, id)
 	m.mu.Unlock()
 	x.done <- nil
@@ -175,8 +168,6 @@ const (
 	codeWrongLast       = 10071
 	codeStoreFailed     = 10077
 	codeWrongLastInWork = 10164
-	codeBatchIncomplete = 10176
-	codeBatchesTooMany  = 10210
 )
 
 // apiError is an error as the server reports it.
@@ -203,9 +194,4 @@ func (e *apiError) Unwrap() error {
 // conflict says whether a condition did not hold.
 func (e *apiError) conflict() bool {
 	return e.ErrCode == codeWrongLast || e.ErrCode == codeWrongLastInWork
-}
-
-// busy says whether the server was asked for too many batches at once; nothing was written.
-func (e *apiError) busy() bool {
-	return e.ErrCode == codeBatchesTooMany || e.ErrCode == codeBatchIncomplete
 }

@@ -1,31 +1,32 @@
-// Package natskv keeps state in a JetStream stream of its own, on NATS 2.12 or newer, embedded or remote. A key is a subject of which
-// the stream keeps the last message, its revision twice the message's sequence: the stream's counter, which never goes back; a stream that is made
-// begins to count at the time, so that this holds for one that is made again, too. A
-// transaction is one publication with its expectation, or its part of an atomic batch. A server with files flushes every batch to
-// disk, which costs milliseconds; concurrent transactions share them.
+// Package natskv keeps state in a JetStream stream of its own, on NATS 2.12 or newer, embedded or remote. The stream is a log of what
+// transactions did, many to a message; every process that has the store open follows it and holds in memory what it comes to: the name,
+// revision and expiry of each key, about 150 bytes, and each ordered set, about 100 bytes a member. Values stay in the stream, but for the
+// latest few megabytes, and are read when they are asked for.
+//
+// A process decides by its memory what a transaction does, and writes that on the condition that the stream still ends where its memory
+// does. The server refuses it otherwise: another was faster, and it decides again. So transactions of one process share messages, and
+// those of different processes take turns. Revisions are made of the stream's sequences, which never go back; a stream that is made
+// begins to count at the time, so that this holds for one that is made again, too.
+//
+// What is of no use any more is purged from the beginning of the stream, after what is still of use there was moved to its end. The first
+// thing a process does is to read the stream.
 //
 // Durability is the server's: a single server flushes to disk every two minutes unless its sync_interval says otherwise, so that a
-// power failure may undo what was acknowledged; the death of the process does not. With Replicas above 1 reads go to the stream's
-// leader, at the price of base64 and of reading several keys twice.
-//
-// Times to live are whole seconds, rounded up. The server notes an expiry without telling anyone; it is watchers that write it
-// down, so that all see it in order. Ordered sets are held in the memory of every process that reads one of their partition, about
-// 100 bytes a member and its name.
+// power failure may undo what was acknowledged; the death of the process does not.
 package natskv
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 )
@@ -39,7 +40,7 @@ const (
 
 // Config says how a store is opened.
 type Config struct {
-	// Stream is the stream's name, for instance "WASM_STATE". It is created if it is not there, and again if it is deleted while
+	// Stream is the stream's name, for instance "WASM_STORE". It is created if it is not there, and again if it is deleted while
 	// the store is open.
 	Stream string
 	// NoCreate says that the stream may not be created: Open then fails with store.ErrUnsupported where it is missing.
@@ -66,21 +67,26 @@ type Store struct {
 	js     jetstream.JetStream
 	mux    *mux
 	clock  clock
-	id     string
-	group  group
+	id     writerID
+	queue  queue
+	lost   int // rounds in a row that others were faster in; the writer's own
+	tail   tail
 	keeper keeper
 	closed atomic.Bool
-	direct atomic.Bool // reads may go to any server that has the stream, because only one has it
+	direct atomic.Bool  // reads may go to any server that has the stream, because only one has it
+	limit  atomic.Int64 // of the stream, in bytes; none above 0: there is none
 
-	keys, sets, guards, fences string // beginnings of subjects
+	subject string        // of the log
+	crowded chan struct{} // has an element when the stream is full
 
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex
-	feeds   map[*store.Feed]struct{} // nil when closed
-	indexes map[string]*index
+	st      state
+	changed chan struct{}          // closed when st has changed
+	feeds   map[*store.Feed]string // with their prefixes; nil when closed
 }
 
 var _ store.Store = (*Store)(nil)
@@ -103,13 +109,17 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 		}
 	}
 	if v := nc.ConnectedServerVersion(); !atLeast(v, minMajor, minMinor) {
-		return nil, fmt.Errorf("open nats store: server version is %q: want %d.%d or newer, for atomic batches", v, minMajor, minMinor)
+		return nil, fmt.Errorf("open nats store: server version is %q: want %d.%d or newer", v, minMajor, minMinor)
 	}
 	s := &Store{
-		nc: nc, cfg: cfg, id: nuid.Next(), keeper: keeper{wanted: make(chan struct{}, 1)},
-		keys: cfg.Prefix + ".k.", sets: cfg.Prefix + ".z.", guards: cfg.Prefix + ".g.", fences: cfg.Prefix + ".f.",
-		feeds: make(map[*store.Feed]struct{}), indexes: make(map[string]*index),
+		nc: nc, cfg: cfg, keeper: keeper{wanted: make(chan struct{}, 1)}, queue: queue{wanted: make(chan struct{}, 1)},
+		subject: cfg.Prefix + ".log", crowded: make(chan struct{}, 1),
+		st: newState(), changed: make(chan struct{}), feeds: make(map[*store.Feed]string),
 	}
+	if _, err := rand.Read(s.id[:]); err != nil {
+		return nil, fmt.Errorf("open nats store: %w", err)
+	}
+	s.tail.store = s
 	var err error
 	if s.js, err = jetstream.New(nc); err != nil {
 		return nil, fmt.Errorf("open nats store: %w", err)
@@ -124,10 +134,17 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open nats store: %w", err)
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	if err := s.tail.start(ctx); err != nil {
+		s.stop()
+		s.mux.close()
+		return nil, fmt.Errorf("open nats store: stream %s: %w", cfg.Stream, err)
+	}
+	s.wg.Go(func() { s.tail.run(s.ctx) })
 	s.wg.Go(s.keepClock)
 	s.wg.Go(s.keepStream)
-	s.group = group{store: s, queue: make(chan *member, groupQueue), patience: requestTimeout}
-	s.wg.Go(s.group.run)
+	s.wg.Go(s.writer)
+	s.wg.Go(s.expire)
+	s.wg.Go(s.clean)
 	return s, nil
 }
 
@@ -137,14 +154,12 @@ func (s *Store) MaxValue() int { return int(s.nc.MaxPayload()) - headroom }
 // Shared implements store.Store: other processes see this store.
 func (s *Store) Shared() bool { return true }
 
-// Ping implements store.Store: it writes a message that is gone a second later.
+// Ping implements store.Store: it writes a bundle in which nothing is done.
 func (s *Store) Ping(ctx context.Context) error {
 	if s.closed.Load() {
 		return store.ErrClosed
 	}
-	m := nats.NewMsg(s.guards + "ping." + s.id)
-	m.Header.Set(headerTTL, "1")
-	if _, err := s.publish(ctx, m); err != nil {
+	if err := s.do(&member{ctx: ctx, writes: []byte{effectNothing}}); err != nil {
 		return fmt.Errorf("ping nats stream %s: %w", s.cfg.Stream, err)
 	}
 	return nil
@@ -178,7 +193,13 @@ func atLeast(version string, major, minor int) bool {
 	return errA == nil && errB == nil && (a > major || a == major && b >= minor)
 }
 
-// seconds rounds up to what a message's TTL can be.
-func seconds(d time.Duration) string {
-	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
+// plain says whether s is one token of a subject.
+func plain(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c <= ' ' || c >= 0x7f || c == '.' || c == '*' || c == '>':
+			return false
+		}
+	}
+	return s != ""
 }

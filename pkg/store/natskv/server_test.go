@@ -21,8 +21,7 @@ import (
 // stream is what Open would create, for tests that create another.
 func stream(name string) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: name, Subjects: []string{name + ".>"}, MaxMsgsPerSubject: 1, MaxBytes: -1, Discard: jetstream.DiscardNew,
-		AllowDirect: true, AllowMsgTTL: true, AllowAtomicPublish: true,
+		Name: name, Subjects: []string{name + ".>"}, MaxBytes: -1, Discard: jetstream.DiscardNew, AllowDirect: true,
 	}
 }
 
@@ -204,9 +203,9 @@ func TestOpenRefuses(t *testing.T) {
 		change     func(*jetstream.StreamConfig)
 		cfg        natskv.Config
 	}{
-		{name: "a stream without message TTLs", want: "TTL", change: func(c *jetstream.StreamConfig) { c.AllowMsgTTL = false }},
+		{name: "a stream that keeps one message of each subject", want: "for good", change: func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }},
+		{name: "a stream that cannot be purged", want: "purged", change: func(c *jetstream.StreamConfig) { c.DenyPurge = true }},
 		{name: "a stream that forgets", want: "for good", change: func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }},
-		{name: "a stream with markers", want: "subject_delete_marker_ttl", change: func(c *jetstream.StreamConfig) { c.SubjectDeleteMarkerTTL = time.Minute }},
 		{name: "a stream of other subjects", want: "subjects", change: func(c *jetstream.StreamConfig) { c.Subjects = []string{"other." + c.Name} }},
 		{name: "a stream name that is none", want: "stream name", cfg: natskv.Config{Stream: "a.b"}},
 		{name: "no stream name", want: "stream name", cfg: natskv.Config{Stream: " "}},

@@ -2,7 +2,6 @@ package natskv
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -40,7 +39,6 @@ type keeper struct {
 	// trouble says what is wrong with the stream, nil while nothing is.
 	trouble atomic.Pointer[trouble]
 	top     atomic.Int64 // the highest sequence seen
-	floor   atomic.Int64 // sequences of the stream in use are above
 
 	mu      sync.Mutex
 	created int64 // when the stream in use was made, by which streams of one name are told apart
@@ -72,6 +70,13 @@ func (k *keeper) first() int64 {
 	return max(first, 1)
 }
 
+// same says whether a stream that was made then is the one in use.
+func (k *keeper) same(created time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return created.UnixNano() == k.created
+}
+
 // want has the stream looked at soon.
 func (k *keeper) want() {
 	select {
@@ -83,18 +88,15 @@ func (k *keeper) want() {
 // config is what the stream is made like.
 func (s *Store) config() jetstream.StreamConfig {
 	c := jetstream.StreamConfig{
-		Name:               s.cfg.Stream,
-		Description:        "state of wasmsidecar",
-		Subjects:           []string{s.cfg.Prefix + ".>"},
-		Storage:            jetstream.FileStorage,
-		Replicas:           s.cfg.Replicas,
-		MaxMsgsPerSubject:  1,
-		MaxBytes:           s.cfg.MaxBytes,
-		Discard:            jetstream.DiscardNew, // nothing makes room by itself
-		AllowDirect:        s.cfg.Replicas == 1,
-		AllowMsgTTL:        true,
-		AllowAtomicPublish: true,
-		FirstSeq:           uint64(s.keeper.first()),
+		Name:        s.cfg.Stream,
+		Description: "state of wasmsidecar",
+		Subjects:    []string{s.cfg.Prefix + ".>"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    s.cfg.Replicas,
+		MaxBytes:    s.cfg.MaxBytes,
+		Discard:     jetstream.DiscardNew, // nothing makes room by itself
+		AllowDirect: s.cfg.Replicas == 1,
+		FirstSeq:    uint64(s.keeper.first()),
 	}
 	if c.MaxBytes == 0 {
 		c.MaxBytes = -1
@@ -130,21 +132,18 @@ func (s *Store) make(ctx context.Context) error {
 
 // missing says what to do about a stream that may not be made here.
 func (s *Store) missing() error {
-	return fmt.Errorf("stream %q is missing and nats.create is false; make it with subjects %q, max_msgs_per_subject 1, discard new, "+
-		"allow_direct, allow_msg_ttl, allow_atomic and first_seq %d, or set nats.create", s.cfg.Stream, s.cfg.Prefix+".>", s.keeper.first())
+	return fmt.Errorf("stream %q is missing and nats.create is false; make it with subjects %q, discard new, allow_direct and "+
+		"first_seq %d, or set nats.create", s.cfg.Stream, s.cfg.Prefix+".>", s.keeper.first())
 }
 
 // fits says why a stream will not do.
 func (s *Store) fits(got jetstream.StreamConfig) error {
 	subject := s.cfg.Prefix + ".>"
 	switch {
-	case !got.AllowMsgTTL, !got.AllowAtomicPublish:
-		return errors.New("it does not allow message TTLs and atomic batches: delete it, or name another")
-	case got.MaxMsgsPerSubject != 1 || got.Discard != jetstream.DiscardNew || got.MaxAge != 0:
-		return errors.New("it does not keep one message of each subject for good: delete it, or name another")
-	case got.SubjectDeleteMarkerTTL != 0:
-		// The server's own marker may overwrite a message that was written in the moment of the expiry.
-		return errors.New("it has subject_delete_marker_ttl, which can lose writes: set it to 0")
+	case got.MaxMsgsPerSubject > 0 || got.MaxMsgs > 0 || got.Discard != jetstream.DiscardNew || got.MaxAge != 0:
+		return errors.New("it does not keep every message for good: delete it, or name another")
+	case got.Retention != jetstream.LimitsPolicy || got.DenyPurge:
+		return errors.New("it does not have limits retention, or cannot be purged: delete it, or name another")
 	case len(got.Subjects) != 1 || got.Subjects[0] != subject:
 		return fmt.Errorf("its subjects are %v: want %v", got.Subjects, []string{subject})
 	}
@@ -175,6 +174,9 @@ func (s *Store) use(info *jetstream.StreamInfo) error {
 	if created == k.created {
 		k.known = max(k.known, last)
 		k.trouble.Store(nil)
+		s.mu.Lock()
+		s.st.purged(info.State.FirstSeq - 1) // perhaps by another process
+		s.mu.Unlock()
 		return nil
 	}
 	again := k.created != 0
@@ -191,13 +193,14 @@ func (s *Store) use(info *jetstream.StreamInfo) error {
 		return err
 	}
 	s.direct.Store(info.Config.AllowDirect && info.Config.Replicas == 1)
+	s.limit.Store(info.Config.MaxBytes)
 	k.created, k.known = created, max(first, last)
 	k.saw(last)
-	if !again {
-		k.floor.Store(last)
-	} else {
-		k.floor.Store(first - 1)
-		s.mux.epoch.Add(1)         // every consumer begins anew
+	if again {
+		s.mu.Lock()
+		s.st.ready = false // nothing is answered from what was
+		s.mu.Unlock()
+		s.mux.epoch.Add(1)         // the consumer begins anew
 		s.mux.failAll(errReplaced) // the old stream answers no more
 		s.cfg.Log.Error("the store's stream was deleted and is made again: recorded outcomes, claims and listings are gone, so a job that "+
 			"is delivered again runs again", "stream", s.cfg.Stream)
@@ -270,18 +273,18 @@ func (s *Store) away(err error) error {
 }
 
 // request is mux.request for what the stream has to answer.
-func (s *Store) request(ctx context.Context, more func(*nats.Msg) bool, msgs ...*nats.Msg) ([]*nats.Msg, error) {
+func (s *Store) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	if t := s.keeper.trouble.Load(); t != nil && t.fatal {
 		return nil, t.err
 	}
-	replies, err := s.mux.request(ctx, more, msgs...)
-	if err == nil && status(replies[0]) == "503" {
+	reply, err := s.mux.request(ctx, m)
+	if err == nil && status(reply) == "503" {
 		err = s.away(nats.ErrNoResponders)
 	}
 	if err != nil {
-		return nil, s.explain(msgs[len(msgs)-1].Subject, err)
+		return nil, s.explain(m.Subject, err)
 	}
-	return replies, nil
+	return reply, nil
 }
 
 // health says what keeps a server in this process from storing messages.
@@ -310,34 +313,4 @@ func (s *Store) explain(subject string, err error) error {
 		return fmt.Errorf("%w from %s within %v", err, subject, requestTimeout)
 	}
 	return fmt.Errorf("%w from %s within %v: is the server overloaded, or the user not allowed to use it?", err, subject, requestTimeout)
-}
-
-// pubAck is the reply to a publication.
-type pubAck struct {
-	Seq   int64     `json:"seq"`
-	Error *apiError `json:"error"`
-}
-
-// publish writes msgs and returns the sequence of the last one.
-func (s *Store) publish(ctx context.Context, msgs ...*nats.Msg) (int64, error) {
-	if err := s.health(); err != nil {
-		return 0, err
-	}
-	replies, err := s.request(ctx, nil, msgs...)
-	if err != nil {
-		return 0, err
-	}
-	var ack pubAck
-	if err := json.Unmarshal(replies[0].Data, &ack); err != nil {
-		return 0, fmt.Errorf("acknowledgement %q: %w", replies[0].Data, err)
-	}
-	if ack.Error != nil {
-		return 0, ack.Error
-	}
-	if ack.Seq <= s.keeper.floor.Load() {
-		s.keeper.want() // another stream of the same name
-		return 0, fmt.Errorf("stream %q counts from the beginning: it was made again", s.cfg.Stream)
-	}
-	s.keeper.saw(ack.Seq)
-	return ack.Seq, nil
 }
