@@ -53,7 +53,7 @@ func guestRate(b *testing.B, br benchBroker, n int, route string, servers []stri
 		}
 	}
 	body := bytes.Repeat([]byte("job "), 25)
-	_, cfg := fillJobs(b, br, n, route, filepath.Join("..", "..", "examples", "guests", "upper.wasm"), func(m *transport.Message) { m.Body = body })
+	_, cfg := fillJobs(b, br, n, route, filepath.Join("..", "..", "examples", "guests", "upper.wasm"), makeRoute, func(m *transport.Message) { m.Body = body })
 	s, err := sidecar.New(b.Context(), cfg, sidecar.Options{Log: slog.New(slog.DiscardHandler), Sink: sinkFunc(sink)})
 	if err != nil {
 		b.Fatal(err)

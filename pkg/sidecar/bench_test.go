@@ -169,13 +169,13 @@ func lineRate(b *testing.B, br benchBroker, n int, route string, run job.RunnerF
 func fillWith(b *testing.B, br benchBroker, n int, route string) (string, *config.Config) {
 	b.Helper()
 	body := make([]byte, 1<<10)
-	name, cfg := fillJobs(b, br, n, route, "none.wasm", func(m *transport.Message) { m.Body = body })
+	name, cfg := fillJobs(b, br, n, route, "none.wasm", makeSubjects, func(m *transport.Message) { m.Body = body })
 	cfg.Modules = nil
 	return name, cfg
 }
 
-// fillJobs writes n jobs to a new subject and returns it with a configuration that takes them to a module.
-func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill func(*transport.Message)) (string, *config.Config) {
+// fillJobs writes n jobs to a new subject, which prepare makes, and returns it with a configuration that takes them to a module.
+func fillJobs(b *testing.B, br benchBroker, n int, route, module string, prepare func(*testing.B, *config.Config, string), fill func(*transport.Message)) (string, *config.Config) {
 	b.Helper()
 	name := services.UniqueName(b)
 	if strings.Contains(route, "%s") {
@@ -186,7 +186,7 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 	if err != nil {
 		b.Fatal(err)
 	}
-	makeRoute(b, cfg, name)
+	prepare(b, cfg, name)
 	if e := cfg.Embedded; cfg.Transport == config.Embedded {
 		srv, err := jetstream.Embed(jetstream.EmbedConfig{Dir: e.Dir, Listen: e.Listen})
 		if err != nil {
@@ -223,28 +223,49 @@ func fillJobs(b *testing.B, br benchBroker, n int, route, module string, fill fu
 	return name, cfg
 }
 
-// makeRoute runs a sidecar until its route has done a job, so that all that it needs of the broker is there.
-func makeRoute(b *testing.B, cfg *config.Config, subject string) {
+// makeSubjects runs a sidecar until all its subjects are there. It takes no jobs.
+func makeSubjects(b *testing.B, cfg *config.Config, _ string) {
 	b.Helper()
-	bare := *cfg
-	bare.Modules = nil
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
-	s, err := sidecar.New(ctx, &bare, sidecar.Options{
-		Log: slog.New(slog.DiscardHandler), Runners: map[string]job.Runner{"m": job.RunnerFunc(nop)}, Sink: countSink(cancel),
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	s := idle(b, cfg, sidecar.Options{Hold: make(chan struct{})})
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	<-s.Running()
-	t, closeTransport, err := sidecar.Dial(ctx, cfg, slog.New(slog.DiscardHandler))
+	cancel()
+	if err := <-ended; err != nil {
+		b.Fatal(err)
+	}
+}
+
+// idle is a sidecar whose jobs do nothing.
+func idle(b *testing.B, cfg *config.Config, opt sidecar.Options) *sidecar.Sidecar {
+	b.Helper()
+	bare := *cfg
+	bare.Modules = nil
+	opt.Log, opt.Runners = slog.New(slog.DiscardHandler), map[string]job.Runner{"m": job.RunnerFunc(nop)}
+	s, err := sidecar.New(b.Context(), &bare, opt)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// makeRoute runs a sidecar until its route has done a job, so that all that it needs of the broker is there.
+func makeRoute(b *testing.B, cfg *config.Config, subject string) {
+	b.Helper()
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	s := idle(b, cfg, sidecar.Options{Sink: countSink(cancel)})
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Running()
+	t, closeTransport, err := sidecar.Dial(b.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer closeTransport()
-	if err := t.Publisher().Publish(ctx, &transport.Message{Subject: subject}); err != nil {
+	if err := t.Publisher().Publish(b.Context(), &transport.Message{Subject: subject}); err != nil {
 		b.Fatal(err)
 	}
 	if err := <-ended; err != nil {

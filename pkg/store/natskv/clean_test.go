@@ -52,14 +52,14 @@ func TestStreamIsCleaned(t *testing.T) {
 	if _, err := s.Txn(t.Context(), store.Txn{Then: []store.Op{store.Delete("p/b"), store.Remove("p/s", "to go")}}); err != nil {
 		t.Fatal(err)
 	}
-	churn(t, s, 48<<20)
+	churn(t, s, 96<<20)
 	js := streams(t, s)
 	eventually(t, "less in the stream", func() error {
 		stream, err := js.Stream(t.Context(), cfg.Stream)
 		if err != nil {
 			return err
 		}
-		if state := stream.CachedInfo().State; state.Bytes > 8<<20 {
+		if state := stream.CachedInfo().State; state.Bytes > 40<<20 {
 			return fmt.Errorf("%d messages of %d bytes from %d on", state.Msgs, state.Bytes, state.FirstSeq)
 		}
 		return nil

@@ -36,13 +36,19 @@ func fromNATS(subject string, h nats.Header, body []byte) transport.Message {
 // toNATS makes what NATS sends of a message. The key and the reply subject travel as headers, since JetStream uses the reply
 // of a message for its acknowledgement.
 func toNATS(m *transport.Message) *nats.Msg {
-	h := make(nats.Header, len(m.Header)+1)
-	for _, f := range m.Header {
+	h := make(nats.Header, len(m.Header)+2)
+	values := make([]string, len(m.Header)) // of which each name usually has one
+	for i, f := range m.Header {
 		name := f.Name
-		if strings.EqualFold(name, transport.HeaderMsgID) {
+		if len(name) == len(transport.HeaderMsgID) && strings.EqualFold(name, transport.HeaderMsgID) {
 			name = transport.HeaderMsgID // the server compares bytes
 		}
-		h[name] = append(h[name], f.Value)
+		if old := h[name]; old != nil {
+			h[name] = append(old, f.Value)
+			continue
+		}
+		values[i] = f.Value
+		h[name] = values[i : i+1 : i+1]
 	}
 	if len(m.Key) > 0 && m.Header.Get(transport.HeaderKey) == "" {
 		h[transport.HeaderKey] = []string{string(m.Key)}
@@ -70,7 +76,12 @@ func wireSize(m *nats.Msg) int {
 // badHeader returns the name of a header that cannot be written, or "".
 func badHeader(h nats.Header) (string, bool) {
 	for name := range h {
-		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' }) {
+		for i := range len(name) {
+			if c := name[i]; c <= ' ' || c >= 0x7f || c == ':' {
+				return name, true
+			}
+		}
+		if name == "" {
 			return name, true
 		}
 	}
@@ -114,8 +125,8 @@ func parseMeta(reply string) (meta, bool) {
 
 // position names a message for good: streams that are deleted and made again begin at 1 again, but at another time.
 func position(stream string, created int64, sequence uint64) string {
-	b := make([]byte, 0, len(stream)+40)
-	b = append(b, stream...)
+	var room [128]byte
+	b := append(room[:0], stream...)
 	b = append(b, '@')
 	b = strconv.AppendInt(b, created, 10)
 	b = append(b, '/')

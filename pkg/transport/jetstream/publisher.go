@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,11 +27,29 @@ type publisher struct {
 	prefix string
 	sub    *nats.Subscription
 	slots  chan struct{}
+	wave   atomic.Pointer[wave] // the last
 
 	mu     sync.Mutex
 	closed bool
 	number uint64
 	calls  map[uint64]*call
+}
+
+// wave is calls that began at about the same time, which wait for as long: a timer for each would cost as much as writing its message.
+type wave struct {
+	since time.Time
+	over  chan struct{}
+}
+
+// wait returns what is closed once a call that begins now has waited for apiTimeout, or a quarter longer.
+func (p *publisher) wait(now time.Time) <-chan struct{} {
+	w := p.wave.Load()
+	if w == nil || now.Sub(w.since) > apiTimeout/4 {
+		w = &wave{now, make(chan struct{})}
+		time.AfterFunc(apiTimeout+apiTimeout/4, func() { close(w.over) })
+		p.wave.Store(w)
+	}
+	return w.over
 }
 
 // call is one message on its way.
@@ -124,13 +143,12 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
 	start := time.Now()
+	over := p.wait(start)
 	if err := p.t.health(); err != nil {
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
 	}
-	if err := p.t.awaitConnection(ctx); err != nil {
+	if err := p.t.awaitConnection(ctx, over); err != nil {
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, err)
 	}
 	taken := 0
@@ -145,6 +163,8 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 			taken++
 		case <-ctx.Done():
 			return fmt.Errorf("publish to %q: waiting for %d others: %w", msgs[0].Subject, backlog, ctx.Err())
+		case <-over:
+			return fmt.Errorf("publish to %q: waiting for %d others: %w", msgs[0].Subject, backlog, context.DeadlineExceeded)
 		}
 	}
 	b := &batch{left: len(msgs), done: make(chan struct{})}
@@ -154,8 +174,10 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 		return fmt.Errorf("publish to %q: %w", msgs[0].Subject, transport.ErrClosed)
 	}
 	first := p.number
+	calls := make([]call, len(msgs))
 	for i, m := range msgs {
-		p.calls[first+uint64(i)] = &call{b: b, subject: m.Subject}
+		calls[i] = call{b: b, subject: m.Subject}
+		p.calls[first+uint64(i)] = &calls[i]
 	}
 	p.number += uint64(len(msgs))
 	p.mu.Unlock()
@@ -171,13 +193,9 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 	select {
 	case <-b.done:
 	case <-ctx.Done():
-		if denied := p.t.denials.explain(start, msgs[0].Subject); denied != nil {
-			return fmt.Errorf("publish to %q: %w", msgs[0].Subject, denied)
-		}
-		if known := p.t.health(); known != nil {
-			return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, known)
-		}
-		return fmt.Errorf("publish to %q: no acknowledgement: %w", msgs[0].Subject, ctx.Err())
+		return p.silent(start, msgs[0].Subject, ctx.Err())
+	case <-over:
+		return p.silent(start, msgs[0].Subject, context.DeadlineExceeded)
 	}
 	p.mu.Lock()
 	err, failed := b.err, b.failed
@@ -192,6 +210,17 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 		return err // transient: some were stored, and whether they may be sent twice is for the caller to say
 	}
 	return p.send(ctx, msgs, true)
+}
+
+// silent says why no acknowledgement came, as far as that is known.
+func (p *publisher) silent(start time.Time, subject string, err error) error {
+	if denied := p.t.denials.explain(start, subject); denied != nil {
+		return fmt.Errorf("publish to %q: %w", subject, denied)
+	}
+	if known := p.t.health(); known != nil {
+		err = known
+	}
+	return fmt.Errorf("publish to %q: no acknowledgement: %w", subject, err)
 }
 
 // drop forgets the calls of a batch that nobody waits for any more.
@@ -319,9 +348,9 @@ func (p *publisher) close() error {
 	return nil
 }
 
-// awaitConnection waits until the connection is up, and says why it is not. Refused credentials are no reason to give up: they
-// may be mended on the server. See Prepare.
-func (t *Transport) awaitConnection(ctx context.Context) error {
+// awaitConnection waits until the connection is up, and says why it is not when ctx or the time is over. Refused credentials are no
+// reason to give up: they may be mended on the server. See Prepare.
+func (t *Transport) awaitConnection(ctx context.Context, over <-chan struct{}) error {
 	for !t.nc.IsConnected() {
 		err := t.disconnected()
 		if t.nc.IsClosed() || errors.Is(err, errRefused) {
@@ -330,6 +359,8 @@ func (t *Transport) awaitConnection(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", err, ctx.Err())
+		case <-over:
+			return fmt.Errorf("%w: %w", err, context.DeadlineExceeded)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

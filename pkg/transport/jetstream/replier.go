@@ -46,7 +46,7 @@ func (r *replier) Publish(ctx context.Context, ms ...*transport.Message) error {
 	var sent []*nats.Msg
 	wait, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if err := r.t.awaitConnection(wait); err != nil {
+	if err := r.t.awaitConnection(wait, nil); err != nil {
 		return fmt.Errorf("reply: %w", err)
 	}
 	for _, m := range ms {

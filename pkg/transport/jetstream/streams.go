@@ -33,7 +33,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 	}
 	wait, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if err := t.awaitConnection(wait); err != nil {
+	if err := t.awaitConnection(wait, nil); err != nil {
 		return fmt.Errorf("prepare: %w", classify(err)) // here at the start, credentials that are refused need the operator
 	}
 	if v := t.nc.ConnectedServerVersion(); older(v, minVersion) {
