@@ -19,6 +19,8 @@ const (
 	// benchSilence is without a result for so long that no more is waited for: well beyond the window's longest pause after trouble,
 	// the longest wait of a lease that is in the way, and a busy machine.
 	benchSilence = time.Minute
+	// removePatience is how long tidying up may take: a Redis with millions of keys of others is walked through.
+	removePatience = 5 * time.Minute
 )
 
 // traffic publishes jobs and times their results.

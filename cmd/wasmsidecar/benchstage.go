@@ -60,7 +60,7 @@ func (o *benchmark) stage(ctx context.Context, cfg *config.Config, raw bool) (ou
 	defer func() {
 		err = errors.Join(err, halt())
 		if own.Transport != config.Embedded {
-			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removePatience)
 			defer cancel()
 			err = errors.Join(err, sidecar.Remove(rctx, &own, slog.New(slog.DiscardHandler)))
 		}

@@ -16,7 +16,7 @@ func Remove(ctx context.Context, client redis.UniversalClient, prefix string) er
 	}
 	sweep := func(ctx context.Context, c redis.Cmdable) error {
 		for cursor := uint64(0); ; {
-			keys, next, err := c.Scan(ctx, cursor, escapeGlob(prefix)+"*", 1000).Result()
+			keys, next, err := c.Scan(ctx, cursor, escapeGlob(prefix)+"*", 5000).Result()
 			if err != nil {
 				return fmt.Errorf("remove redis store: %w", err)
 			}
