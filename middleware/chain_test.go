@@ -725,6 +725,28 @@ func TestRefusedResultBecomesAFailure(t *testing.T) {
 	}
 }
 
+// A dead letter that the broker refuses for its headers goes out without them: no message of anybody holds up a route.
+func TestRefusedDeadLetterGoesOutBare(t *testing.T) {
+	t.Parallel()
+	out := &outbox{fail: func(m *transport.Message) error {
+		if m.Subject == "dead" && m.Header.Get("Huge") != "" {
+			return fmt.Errorf("headers: %w", transport.ErrRejected)
+		}
+		return nil
+	}}
+	p := setup{store: newStore(t), policy: threeTries, out: out, runner: func(context.Context, *job.Job) (*job.Result, error) {
+		return nil, &job.Error{Kind: job.KindFailed, Err: errors.New("no")}
+	}}.start(t)
+	x := &job.Exchange{Job: &job.Job{ID: "a", Route: "jobs", Source: "s", Raw: []byte("body"), Header: job.Header{{Name: "Huge", Value: "x"}}}, Draining: make(chan struct{})}
+	if err := p.handle(t.Context(), x); err != nil || x.Settlement.Verb != job.Dead {
+		t.Fatalf("settlement %v, error %v", x.Settlement, err)
+	}
+	dead := out.to("dead")
+	if len(dead) != 1 || string(dead[0].Body) != "body" || dead[0].Header.Get(transport.HeaderDeadTruncated) != "4" || dead[0].Header.Get(transport.HeaderJobID) != "a" {
+		t.Fatalf("dead letters %+v", dead)
+	}
+}
+
 func TestResultKeptForLessThanItsID(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -128,7 +128,12 @@ func DeadLetter(p *outputs) Stage {
 			}
 			orig := &transport.Message{Subject: j.Subject, Key: keyOf(j), Header: j.Header, ReplyTo: j.ReplyTo, Body: j.Raw}
 			letter := transport.DeadLetter(j, o, orig, p.cfg.DeadLetter, p.cfg.Publisher.MaxBytes())
-			if err := p.cfg.Publisher.Publish(ctx, letter); err != nil {
+			err := p.cfg.Publisher.Publish(ctx, letter)
+			if err != nil && transport.Permanent(err) && len(orig.Header) > 0 {
+				p.cfg.Log.Warn("the dead letter is refused by the broker and goes out without the original headers", "route", p.cfg.Route, "job_id", j.ID, "err", err)
+				err = p.cfg.Publisher.Publish(ctx, transport.BareDeadLetter(j, o, orig, p.cfg.DeadLetter, p.cfg.Publisher.MaxBytes()))
+			}
+			if err != nil {
 				return fmt.Errorf("publish the dead letter to %q: %w", p.cfg.DeadLetter, err)
 			}
 			x.Settlement = job.Settlement{Verb: job.Dead, Reason: string(o.Kind) + ": " + o.Err}

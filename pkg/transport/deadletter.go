@@ -58,6 +58,18 @@ func DeadLetter(j *job.Job, o *job.Outcome, orig *Message, subject string, maxBy
 	return m
 }
 
+// BareDeadLetter is DeadLetter without the original headers, for a broker that refuses them: JetStream takes 64 KiB of headers, and a
+// message that has almost as many can get no more.
+func BareDeadLetter(j *job.Job, o *job.Outcome, orig *Message, subject string, maxBytes int) *Message {
+	bare := *orig
+	bare.Header = nil
+	m := DeadLetter(j, o, &bare, subject, maxBytes)
+	if m.Header.Get(HeaderDeadTruncated) == "" {
+		truncate(m, 0, m.Size()+64) // says so, and cuts nothing
+	}
+	return m
+}
+
 // truncate cuts m to size. The first kept of its headers are the original's.
 func truncate(m *Message, kept, size int) {
 	m.Header.Add(HeaderDeadTruncated, strconv.Itoa(len(m.Body)))

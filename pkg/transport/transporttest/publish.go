@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
@@ -218,5 +220,35 @@ func (s *suite) wildcards(t *testing.T) {
 			t.Errorf("got %q on %q", m.Body, m.Subject)
 		}
 		d.Ack()
+	}
+}
+
+// Whatever headers the broker took with a job, it takes a dead letter of it: as it is or, where it refuses that for good, without the
+// original headers.
+func (s *suite) letterOfManyHeaders(t *testing.T) {
+	tr, subject := s.jobs(t)
+	_, dead := s.jobs(t)
+	for _, size := range []int{60 << 10, 64200, 64800, 65200} {
+		m := &transport.Message{Subject: subject, Body: []byte("body")}
+		for i := 0; m.Header.Size()+110 < size; i++ {
+			m.Header.Add(fmt.Sprint("X-", i), strings.Repeat("v", 100))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := tr.Publisher().Publish(ctx, m); err != nil {
+			if !transport.Permanent(err) {
+				t.Errorf("headers of %d bytes: %v", size, err)
+			}
+			continue
+		}
+		j := &job.Job{ID: fmt.Sprint("job", size), Route: "jobs", Source: "somewhere", Header: m.Header}
+		o := &job.Outcome{Kind: job.KindFailed, Err: strings.Repeat("e", 1<<10), Attempts: 1}
+		err := tr.Publisher().Publish(ctx, transport.DeadLetter(j, o, m, dead, tr.Publisher().MaxBytes()))
+		if err != nil && transport.Permanent(err) {
+			err = tr.Publisher().Publish(ctx, transport.BareDeadLetter(j, o, m, dead, tr.Publisher().MaxBytes()))
+		}
+		if err != nil {
+			t.Errorf("headers of %d bytes: no dead letter: %v", size, err)
+		}
 	}
 }

@@ -48,6 +48,7 @@ func Run(t *testing.T, h Harness) {
 		{"TooLarge", s.tooLarge, true},
 		{"IllegalSubject", s.illegalSubject, true},
 		{"TooLargeAmongOthers", s.tooLargeAmongOthers, true},
+		{"LetterOfManyHeaders", s.letterOfManyHeaders, true},
 		{"HeaderInjection", s.headerInjection, true},
 		{"PrepareTogether", s.prepareTogether, true},
 		{"ManyDelayed", s.manyDelayed, true},
