@@ -210,3 +210,30 @@ func TestFrozenWithin(t *testing.T) {
 		}
 	}
 }
+
+// A program that was frozen may call as deeply as one that was begun for the job.
+func TestFrozenDepth(t *testing.T) {
+	t.Parallel()
+	// Reads a byte and calls ten times as deeply as it says.
+	const guest = "\x00asm\x01\x00\x00\x00\x01\x10\x03`\x04\x7f\x7f\x7f\x7f\x01\x7f`\x01\x7f\x00`\x00\x00\x02\x22\x01\x16" +
+		"wasi_snapshot_preview1\x07fd_read\x00\x00\x03\x03\x02\x01\x02\x05\x03\x01\x00\x01\x07\x13\x02\x06memo" +
+		"ry\x02\x00\x06_start\x00\x02\x0a)\x02\x0e\x00 \x00\x04@ \x00A\x01k\x10\x01\x0b\x0b\x18\x00A\x00A\x08A" +
+		"\x01A\x00\x10\x00\x1aA\x0aA\xc0\x00-\x00\x00l\x10\x01\x0b\x0b\x0e\x01\x00A\x08\x0b\x08@\x00\x00\x00\x01" +
+		"\x00\x00\x00"
+	e, _ := open(t)
+	for _, level := range []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFresh} {
+		m := loadBytes(t, e, "deep", []byte(guest), func(c *runtime.ModuleConfig) { c.Isolation, c.Limits.Depth = level, 1000 })
+		for range 2 {
+			for range 3 { // the first of which freezes it
+				if _, err := m.Run(t.Context(), newJob("\x5a")); err != nil {
+					t.Errorf("%s: %v", level, err)
+				}
+			}
+			if level == runtime.IsolationReset && runtime.Frozen(m) != 1 {
+				t.Error("the program is not frozen")
+			}
+			_, err := m.Run(t.Context(), newJob("\x6e"))
+			wantKind(t, err, job.KindLimit, "limits.depth")
+		}
+	}
+}

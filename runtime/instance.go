@@ -57,6 +57,8 @@ type instance struct {
 	thawing bool    // it is about to go on
 	rebase  bool    // its memory is mapped from an older image
 
+	begun wasi.State // as its initialization left it; where nothing is put back
+
 	most    int64 // depth
 	bound   int64 // bytes of memory, what the host keeps for the guest included
 	lent    int64 // of them, what the host keeps

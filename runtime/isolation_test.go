@@ -393,3 +393,41 @@ func TestSpotlessProgram(t *testing.T) {
 		}
 	}
 }
+
+// What a guest did to its standard streams before its first job is so in each job, and what a job did to them is not.
+func TestStreamsAreAsTheyWere(t *testing.T) {
+	t.Parallel()
+	// Closes stdout in _initialize; handle answers what closing it says, and what closing stderr does, from A for success.
+	const reactor = "\x00asm\x01\x00\x00\x00\x01\x0e\x03`\x01\x7f\x01\x7f`\x02\x7f\x7f\x00`\x00\x00\x028\x02\x16wasi_snaps" +
+		"hot_preview1\x08fd_close\x00\x00\x0bwasmsidecar\x06output\x00\x01\x03\x03\x02\x02\x02\x05\x03\x01\x00" +
+		"\x01\x07!\x03\x06memory\x02\x00\x0b_initialize\x00\x02\x06handle\x00\x03\x0a,\x02\x07\x00A\x01\x10\x00" +
+		"\x1a\x0b\x22\x00A\x00A\xc1\x00A\x01\x10\x00j:\x00\x00A\x01A\xc1\x00A\x02\x10\x00j:\x00\x00A\x00A\x02\x10" +
+		"\x01\x0b"
+	// Closes stderr, reads, and writes what closing it says then, and what closing stdin does.
+	const program = "\x00asm\x01\x00\x00\x00\x01\x11\x03`\x01\x7f\x01\x7f`\x04\x7f\x7f\x7f\x7f\x01\x7f`\x00\x00\x02f\x03\x16" +
+		"wasi_snapshot_preview1\x08fd_close\x00\x00\x16wasi_snapshot_preview1\x07fd_read\x00\x01\x16wasi_snaps" +
+		"hot_preview1\x08fd_write\x00\x01\x03\x02\x01\x02\x05\x03\x01\x00\x01\x07\x13\x02\x06memory\x02\x00\x06" +
+		"_start\x00\x03\x0a9\x017\x00A\x02\x10\x00\x1aA\x00A\x08A\x01A\x00\x10\x01\x1aA A\xc1\x00A\x02\x10\x00" +
+		"j:\x00\x00A!A\xc1\x00A\x00\x10\x00j:\x00\x00A\x01A\x10A\x01A\x00\x10\x02\x1a\x0b\x0b\x16\x01\x00A\x08" +
+		"\x0b\x10@\x00\x00\x00\x01\x00\x00\x00 \x00\x00\x00\x02\x00\x00\x00"
+	for name, tt := range map[string]struct {
+		wasm   string
+		levels []runtime.Isolation
+	}{
+		"reactor": {reactor, []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFresh, runtime.IsolationReuse}},
+		"program": {program, []runtime.Isolation{runtime.IsolationReset, runtime.IsolationFrozen, runtime.IsolationFresh}},
+	} {
+		e, _ := open(t)
+		for _, level := range tt.levels {
+			m := loadBytes(t, e, name, []byte(tt.wasm), func(c *runtime.ModuleConfig) { c.Isolation = level })
+			for i := range 3 {
+				if r, err := m.Run(t.Context(), newJob("x")); err != nil || string(r.Body) != "IA" { // I: EBADF
+					t.Errorf("%s, %s, job %d: %v, %v; want IA", name, level, i, r, err)
+				}
+			}
+			if name == "program" && level != runtime.IsolationFresh && runtime.Frozen(m) != 1 {
+				t.Errorf("%s: the program is not frozen", level)
+			}
+		}
+	}
+}

@@ -113,9 +113,12 @@ func (p *pool) get(ctx context.Context, r *run) (*instance, error) {
 	in.allow(r.limits.Memory)
 	r.meter.start(in)
 	p.prepare(in, r)
-	if in.frozen == nil && snap != nil {
+	switch {
+	case p.reuse:
+		r.process.SetState(in.begun)
+	case in.frozen == nil && snap != nil:
 		r.process.SetState(snap.state)
-		if in.function(abi.Reseed) != nil && !p.reuse {
+		if in.function(abi.Reseed) != nil {
 			if _, err := in.call(ctx, abi.Reseed); err != nil {
 				p.put(r.seat, in, err)
 				return nil, fmt.Errorf("reseed guest: %w", err)
@@ -197,7 +200,8 @@ func (p *pool) first(ctx context.Context, in *instance, r *run) (*snapshot, erro
 	}
 	r.process.Stdin, r.process.Env = stdin, env
 	if p.reuse {
-		return &snapshot{state: r.process.State()}, nil
+		in.begun = r.process.State()
+		return nil, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
