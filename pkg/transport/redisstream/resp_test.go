@@ -104,8 +104,11 @@ func FuzzDecode(f *testing.F) {
 }
 
 func raw(a any) []byte {
-	if s, ok := a.(string); ok {
-		return []byte(s)
+	switch a := a.(type) {
+	case string:
+		return []byte(a)
+	case *string:
+		return []byte(*a)
 	}
 	b, _ := a.([]byte)
 	return b
