@@ -11,6 +11,8 @@ const (
 	maxTypeSizes = 1_000_000 // of all types
 	maxFunctions = 200_000
 	maxEntries   = 100_000 // imports, exports, globals, element segments, data segments
+	maxCustoms   = 10_000
+	maxElements  = 1_000_000 // of all element segments
 	// Functions times types and globals, all of which are declared in each.
 	maxSquare = 200_000_000
 

@@ -111,6 +111,10 @@ func TestBounds(t *testing.T) {
 		}, 100_000, "at most 100000", -1},
 		{"globals", func(n int) []byte { return build(section(6, entries(n, 0x7f, 0, 0x41, 0, 0x0b)...)) }, 100_000, "at most 100000", -1},
 		{"element segments", func(n int) []byte { return build(section(9, entries(n, 1, 0, 0)...)) }, 100_000, "at most 100000", -1},
+		{"elements", func(n int) []byte {
+			return build(section(1, void), section(3, []byte{0}), section(9, slices.Concat([]byte{1, 0}, uvarint(n/2), times(n/2, 0)), slices.Concat([]byte{1, 0}, uvarint(n-n/2), times(n-n/2, 0))), section(10, body(nil)))
+		}, 1_000_000, "more than 1000000 elements", -1},
+		{"custom sections", func(n int) []byte { return build(times(n, 0, 2, 1, 'x')) }, 10_000, "more than 10000 custom sections", -1},
 		{"data segments", func(n int) []byte { return build(section(11, entries(n, 1, 0)...)) }, 100_000, "at most 100000", -1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -63,7 +63,8 @@ type module struct {
 
 	impFuncs, impTables, impMems, impGlobals int
 
-	typeSizes int // parameters and results of all types
+	typeSizes int    // parameters and results of all types
+	elements  uint64 // of all element segments
 }
 
 type (
@@ -173,7 +174,9 @@ func (m *module) sections(r *reader) {
 				s.fail(ErrMalformed, c.pos, "a custom section's name is not UTF-8")
 			}
 			c.body = s.bytes(uint32(s.end - s.pos))
-			m.customs = append(m.customs, c)
+			if m.customs = append(m.customs, c); len(m.customs) > maxCustoms {
+				s.fail(ErrLimit, at, fmt.Sprintf("more than %d custom sections", maxCustoms))
+			}
 		case id == secTag:
 			r.fail(ErrUnsupported, at, "a tag section belongs to exception handling")
 			return
@@ -467,7 +470,11 @@ func (m *module) readElement(r *reader) {
 			r.fail(ErrMalformed, start, "unknown kind of element")
 		}
 	}
-	for n := r.u32(); n > 0 && r.err == nil; n-- {
+	n := r.u32()
+	if m.elements += uint64(n); m.elements > maxElements {
+		r.fail(ErrLimit, start, fmt.Sprintf("the element segments have more than %d elements together", maxElements))
+	}
+	for ; n > 0 && r.err == nil; n-- {
 		if e.flags&elemExprs != 0 {
 			e.exprs = append(e.exprs, m.readConst(r))
 		} else {
