@@ -106,14 +106,10 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	}
 	defer cl.forget()
 
-	run := ctx
+	run, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	cl.mu.Lock()
-	if !cl.open { // else there is nothing to be lost while it runs
-		var cancel context.CancelCauseFunc
-		run, cancel = context.WithCancelCause(ctx)
-		defer cancel(nil)
-		cl.cancel = cancel
-	}
+	cl.cancel = cancel // also of one that is not claimed: with its second attempt it is, and may be lost
 	rec, crashed := cl.rec, cl.crashed
 	if cl.open {
 		x.Unclaimed = job.UnclaimedPure
