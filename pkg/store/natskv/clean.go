@@ -2,11 +2,8 @@ package natskv
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
-
-	"github.com/nats-io/nats.go"
 )
 
 const (
@@ -151,17 +148,7 @@ func (s *Store) purge(seq uint64) error {
 	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
 	defer cancel()
 	body := fmt.Appendf(nil, `{"seq":%d}`, seq+1)
-	reply, err := s.request(ctx, &nats.Msg{Subject: "$JS.API.STREAM.PURGE." + s.cfg.Stream, Data: body})
-	var r struct {
-		Error *apiError `json:"error"`
-	}
-	if err == nil {
-		err = json.Unmarshal(reply.Data, &r)
-	}
-	if err == nil && r.Error != nil {
-		err = r.Error
-	}
-	if err != nil {
+	if err := s.api(ctx, "STREAM.PURGE."+s.cfg.Stream, body); err != nil {
 		return fmt.Errorf("purge up to %d: %w", seq, err)
 	}
 	s.mu.Lock()

@@ -383,3 +383,21 @@ func (s *Store) publish(ctx context.Context, m *nats.Msg) (uint64, error) {
 	}
 	return ack.Seq, nil
 }
+
+// api asks JetStream for something of which only the error matters.
+func (s *Store) api(ctx context.Context, request string, body []byte) error {
+	reply, err := s.request(ctx, &nats.Msg{Subject: "$JS.API." + request, Data: body})
+	if err != nil {
+		return err
+	}
+	var r struct {
+		Error *apiError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &r); err != nil {
+		return fmt.Errorf("reply %q: %w", reply.Data, err)
+	}
+	if r.Error != nil {
+		return r.Error
+	}
+	return nil
+}

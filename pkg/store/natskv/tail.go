@@ -104,17 +104,7 @@ func (t *tail) consume(ctx context.Context, from uint64) error {
 		_ = sub.Unsubscribe()
 		return err
 	}
-	reply, err := s.request(ctx, &nats.Msg{Subject: "$JS.API.CONSUMER.CREATE." + s.cfg.Stream + "." + name, Data: body})
-	var r struct {
-		Error *apiError `json:"error"`
-	}
-	if err == nil {
-		err = json.Unmarshal(reply.Data, &r)
-	}
-	if err == nil && r.Error != nil {
-		err = r.Error
-	}
-	if err != nil {
+	if err := s.api(ctx, "CONSUMER.CREATE."+s.cfg.Stream+"."+name, body); err != nil {
 		_ = sub.Unsubscribe()
 		return fmt.Errorf("create consumer: %w", err)
 	}
