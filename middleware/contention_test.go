@@ -54,7 +54,8 @@ type contender struct {
 	h      *history
 	claims *middleware.Claims
 	handle job.Handler
-	dead   atomic.Bool
+	life   context.Context // until it dies
+	die    context.CancelFunc
 	stall  atomic.Int64 // nothing is sent until then, Unix nanoseconds
 	mu     sync.Mutex
 	sent   map[string]time.Time // when the last write of a record that took place was sent, by job
@@ -63,7 +64,7 @@ type contender struct {
 // Txn writes down what took place. A process that stalls sends it later all the same.
 func (c *contender) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	time.Sleep(time.Until(time.Unix(0, c.stall.Load())))
-	if c.dead.Load() {
+	if c.life.Err() != nil {
 		return store.Reply{}, errDead
 	}
 	sent := time.Now()
@@ -89,7 +90,7 @@ func (c *contender) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 
 // Publish compares what is published.
 func (c *contender) Publish(_ context.Context, ms ...*transport.Message) error {
-	if c.dead.Load() {
+	if c.life.Err() != nil {
 		return errDead
 	}
 	c.h.mu.Lock()
@@ -115,7 +116,7 @@ func (c *contender) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 		o.mu.Lock()
 		living := time.Until(o.sent[j.ID].Add(contendedLease - clockSlack))
 		o.mu.Unlock()
-		if living > 0 && !o.dead.Load() {
+		if living > 0 && o.life.Err() == nil {
 			h.fail("job %s has two holders: the first one's lease lives for another %s", j.ID, living)
 		}
 	}
@@ -134,7 +135,7 @@ func (c *contender) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 		takes = contendedLease * 3 / 2
 		c.stall.Store(time.Now().Add(takes).UnixNano())
 	case 2:
-		c.dead.Store(true)
+		c.die()
 		return nil, job.Errorf(job.KindUnavailable, "%w", errDead)
 	case 3, 4:
 		return nil, job.Errorf(job.KindTrap, "failed")
@@ -149,6 +150,7 @@ func (c *contender) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 
 func contend(st store.Store, h *history) (*contender, error) {
 	c := &contender{Store: st, h: h, sent: map[string]time.Time{}}
+	c.life, c.die = context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 	var err error
 	c.claims, err = middleware.NewClaims(c, middleware.ClaimsConfig{Route: "jobs", Partition: "jobs", Lease: contendedLease, Log: log})
@@ -196,7 +198,7 @@ func compete(ctx context.Context, st store.Store, h *history, jobs int, over *at
 		if err != nil {
 			return err
 		}
-		for !c.dead.Load() {
+		for c.life.Err() == nil {
 			first := int(over.Load())
 			if first >= jobs {
 				return c.claims.Close()
@@ -208,16 +210,12 @@ func compete(ctx context.Context, st store.Store, h *history, jobs int, over *at
 				Received: time.Now(), Draining: make(chan struct{}),
 			}
 			life, cancel := context.WithCancel(ctx)
-			go func() { // a dead process waits for nothing
-				for life.Err() == nil && !c.dead.Load() {
-					time.Sleep(5 * time.Millisecond)
-				}
-				cancel()
-			}()
+			stop := context.AfterFunc(c.life, cancel) // a dead process waits for nothing
 			err := c.handle(life, x)
+			stop()
 			cancel()
 			switch {
-			case err != nil && !c.dead.Load() && ctx.Err() != nil:
+			case err != nil && c.life.Err() == nil && ctx.Err() != nil:
 				return errors.Join(err, c.claims.Close())
 			case err == nil && x.Outcome != nil && id == fmt.Sprint("j", first):
 				over.CompareAndSwap(int64(first), int64(first)+1)
