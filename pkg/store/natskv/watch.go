@@ -40,7 +40,7 @@ func (s *Store) Watch(ctx context.Context, prefix string) (store.Watcher, error)
 		err = store.ErrClosed
 	}
 	if err != nil {
-		_ = f.Close()
+		_ = f.Close() // always nil
 		return nil, fmt.Errorf("nats watch of partition %q: %w", part, err)
 	}
 	return f, nil

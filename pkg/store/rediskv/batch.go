@@ -201,10 +201,10 @@ func (b *batcher) send(batch []*call) {
 			continue
 		}
 		s.cmd = s.command(b.ctx, "eval")
-		_ = again.Process(b.ctx, s.cmd)
+		_ = again.Process(b.ctx, s.cmd) // as above
 	}
 	if again.Len() > 0 {
-		_, _ = again.Exec(b.ctx)
+		_, _ = again.Exec(b.ctx) // as above
 	}
 	for i := range all {
 		all[i].answer()
