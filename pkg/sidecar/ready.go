@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ type prober struct {
 	mu       sync.Mutex
 	state    []probeState
 	backlogs map[string]transport.Backlog // by route; none where the last count failed
+	depths   map[string]int64             // of dead letters, by topic; the same
 }
 
 type probeState struct {
@@ -30,7 +32,7 @@ type probeState struct {
 const (
 	probeEvery   = 2 * time.Second
 	probeTimeout = 3 * time.Second
-	// countEvery is how often each route's backlog is asked for.
+	// countEvery is how often each route's backlog and its dead letters are asked for.
 	countEvery = 15 * time.Second
 )
 
@@ -76,26 +78,28 @@ func (p *prober) run(ctx context.Context, cfg *config.Config, parts *parts) {
 	}
 }
 
-// count asks for the backlog of every route, one after the other, until ctx ends.
+// count asks for the backlog of every route and the number of dead letters in every topic of theirs, one after the other, until ctx ends.
 func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Transport) {
 	c, ok := t.(transport.Counter)
 	if !ok {
 		return
 	}
+	var topics []string // routes may share them
+	for _, r := range cfg.Routes {
+		if r.DeadLetter != "" && !slices.Contains(topics, r.DeadLetter) {
+			topics = append(topics, r.DeadLetter)
+		}
+	}
 	tick := time.NewTicker(countEvery)
 	defer tick.Stop()
 	for {
 		for _, r := range cfg.Routes {
-			rctx, cancel := context.WithTimeout(ctx, probeTimeout)
-			b, err := c.RouteBacklog(rctx, r.Name, r.From)
-			cancel()
-			p.mu.Lock()
-			if err == nil {
-				p.backlogs[r.Name] = b
-			} else {
-				delete(p.backlogs, r.Name) // an old figure would look like a new one
-			}
-			p.mu.Unlock()
+			note(ctx, p, p.backlogs, r.Name, func(ctx context.Context) (transport.Backlog, error) {
+				return c.RouteBacklog(ctx, r.Name, r.From)
+			})
+		}
+		for _, topic := range topics {
+			note(ctx, p, p.depths, topic, func(ctx context.Context) (int64, error) { return c.Depth(ctx, topic) })
 		}
 		select {
 		case <-ctx.Done():
@@ -103,6 +107,31 @@ func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Tran
 		case <-tick.C:
 		}
 	}
+}
+
+// note asks for a figure and keeps it, or forgets the last one: an old figure would look like a new one.
+func note[T any](ctx context.Context, p *prober, figures map[string]T, name string, ask func(context.Context) (T, error)) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	n, err := ask(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil {
+		figures[name] = n
+	} else {
+		delete(figures, name)
+	}
+}
+
+// topics are the topics of dead letters whose depth is known.
+func (p *prober) topics() []telemetry.TopicGauge {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]telemetry.TopicGauge, 0, len(p.depths))
+	for topic, n := range p.depths {
+		out = append(out, telemetry.TopicGauge{Topic: topic, Depth: n})
+	}
+	return out
 }
 
 // backlog is a route's, nil where it is not known.

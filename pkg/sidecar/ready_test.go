@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -92,7 +93,17 @@ func TestProber(t *testing.T) {
 // counting is a transport of which only backlogs are asked.
 type counting struct {
 	transport.Transport
-	count func(ctx context.Context, route, subject string) (transport.Backlog, error)
+	depths map[string]int64
+	count  func(ctx context.Context, route, subject string) (transport.Backlog, error)
+}
+
+// Depth of a topic counts how often it was asked for; c hangs as for backlogs.
+func (c *counting) Depth(ctx context.Context, subject string) (int64, error) {
+	if _, err := c.count(ctx, subject, ""); err != nil {
+		return 0, err
+	}
+	c.depths[subject]++
+	return c.depths[subject], nil
 }
 
 func (c *counting) RouteBacklog(ctx context.Context, route, subject string) (transport.Backlog, error) {
@@ -104,10 +115,10 @@ func TestBacklogs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var hangs atomic.Bool
-		p := &prober{backlogs: map[string]transport.Backlog{}}
-		cfg := &config.Config{Routes: []*config.Route{{Name: "a", From: "in.a"}, {Name: "b", From: "in.b"}}}
-		go p.count(t.Context(), cfg, &counting{count: func(ctx context.Context, route, subject string) (transport.Backlog, error) {
-			if hangs.Load() && route == "a" {
+		p := &prober{backlogs: map[string]transport.Backlog{}, depths: map[string]int64{}}
+		cfg := &config.Config{Routes: []*config.Route{{Name: "a", From: "in.a", DeadLetter: "dead"}, {Name: "b", From: "in.b", DeadLetter: "dead"}, {Name: "c", From: "in.c", DeadLetter: "more"}}}
+		go p.count(t.Context(), cfg, &counting{depths: map[string]int64{}, count: func(ctx context.Context, route, subject string) (transport.Backlog, error) {
+			if hangs.Load() && (route == "a" || route == "dead") {
 				<-ctx.Done()
 				return transport.Backlog{}, ctx.Err()
 			}
@@ -117,10 +128,16 @@ func TestBacklogs(t *testing.T) {
 		if a, b := p.backlog("a"), p.backlog("b"); a == nil || b == nil || a.Unsettled != 5 || a.Delayed != -1 {
 			t.Errorf("backlogs %v and %v", a, b)
 		}
+		if got := fmt.Sprint(p.depths); got != "map[dead:1 more:1]" {
+			t.Errorf("dead letters %s, want those of each topic, asked for once", got)
+		}
 		hangs.Store(true)
-		time.Sleep(countEvery + probeTimeout + time.Second)
+		time.Sleep(countEvery + 2*probeTimeout + time.Second)
 		if a, b := p.backlog("a"), p.backlog("b"); a != nil || b == nil {
 			t.Errorf("backlogs %v and %v, want that of b alone", a, b)
+		}
+		if got := p.topics(); len(got) != 1 || got[0].Topic != "more" {
+			t.Errorf("dead letters %v, want those of the topic that answers", got)
 		}
 		hangs.Store(false)
 		time.Sleep(countEvery + probeTimeout)

@@ -82,7 +82,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 	}
 	s := &Sidecar{
 		cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{}), reload: make(chan struct{}, 1),
-		probe: prober{backlogs: map[string]transport.Backlog{}},
+		probe: prober{backlogs: map[string]transport.Backlog{}, depths: map[string]int64{}},
 	}
 	names := make([]string, 0, len(cfg.Modules))
 	for name := range cfg.Modules {
@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 	}
 	var err error
 	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{
-		Routes: s.routeGauges, Broker: s.brokerGauge, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge,
+		Routes: s.routeGauges, Broker: s.brokerGauge, Topics: s.probe.topics, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)

@@ -44,6 +44,7 @@ type series struct {
 type Gauges struct {
 	Routes  func() []RouteGauge
 	Broker  func() (BrokerGauge, bool)
+	Topics  func() []TopicGauge
 	Parts   func() []PartGauge
 	Memory  func() MemoryGauge
 	Modules func() []ModuleGauge
@@ -75,6 +76,12 @@ type BreakerGauge struct {
 
 // BacklogGauge is what waits for a route at its broker. Delayed is negative where that is not known.
 type BacklogGauge struct{ Unsettled, Delayed int64 }
+
+// TopicGauge is how many messages a topic of dead letters holds.
+type TopicGauge struct {
+	Topic string
+	Depth int64
+}
 
 // BrokerGauge is what a transport has counted since it was opened.
 type BrokerGauge struct {
@@ -230,6 +237,7 @@ var (
 	descBreaker  = prometheus.NewDesc("wasmsidecar_breaker_state", "0 closed, 1 half open, 2 open.", []string{"route", "module"}, nil)
 	descBacklog  = prometheus.NewDesc("wasmsidecar_backlog", "Messages that are due and not settled; the consumer lag.", []string{"route"}, nil)
 	descDelayed  = prometheus.NewDesc("wasmsidecar_backlog_delayed", "Messages that are not due yet.", []string{"route"}, nil)
+	descDepth    = prometheus.NewDesc("wasmsidecar_dead_letter_depth", "Messages in a topic of dead letters.", []string{"topic"}, nil)
 	descGaps     = prometheus.NewDesc("wasmsidecar_gap_messages_total", "Messages that the broker dropped before they were read.", []string{"transport"}, nil)
 	descRemade   = prometheus.NewDesc("wasmsidecar_remade_total", "Topics, groups and consumers that were found deleted or made again.", []string{"transport"}, nil)
 	descMoves    = prometheus.NewDesc("wasmsidecar_rebalances_total", "Times that partitions were given or taken.", []string{"transport"}, nil)
@@ -241,7 +249,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descOutBytes, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descOutBytes, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descDepth, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -279,6 +287,11 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 			if r.Backlog != nil && r.Backlog.Delayed >= 0 {
 				gauge(descDelayed, float64(r.Backlog.Delayed), r.Route)
 			}
+		}
+	}
+	if c.g.Topics != nil {
+		for _, t := range c.g.Topics() {
+			gauge(descDepth, float64(t.Depth), t.Topic)
 		}
 	}
 	if c.g.Memory != nil {

@@ -74,6 +74,7 @@ func TestMetricNames(t *testing.T) {
 		Broker: func() (telemetry.BrokerGauge, bool) {
 			return telemetry.BrokerGauge{Name: "kafka", Gaps: 50, Remade: 1, Rebalances: 2}, true
 		},
+		Topics: func() []telemetry.TopicGauge { return []telemetry.TopicGauge{{Topic: "jobs_dlq", Depth: 6}} },
 		Parts: func() []telemetry.PartGauge {
 			return []telemetry.PartGauge{{Kind: "broker", Name: "kafka", Up: true}, {Kind: "store", Name: "redis"}}
 		},
@@ -108,6 +109,7 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_breaker_state":        "module,route",
 		"wasmsidecar_backlog":              "route",
 		"wasmsidecar_backlog_delayed":      "route",
+		"wasmsidecar_dead_letter_depth":    "topic",
 		"wasmsidecar_gap_messages_total":   "transport",
 		"wasmsidecar_remade_total":         "transport",
 		"wasmsidecar_rebalances_total":     "transport",
@@ -138,7 +140,7 @@ func TestMetricNames(t *testing.T) {
 		}
 	}
 	for name, value := range map[string]float64{
-		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_delivery_bytes": 700, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
+		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_delivery_bytes": 700, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_dead_letter_depth": 6, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
 		"wasmsidecar_memory_budget_bytes": 9, "wasmsidecar_memory_running_bytes": 4, "wasmsidecar_memory_idle_bytes": 3,
 		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7,
 	} {

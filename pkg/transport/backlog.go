@@ -14,6 +14,9 @@ type Backlog struct {
 type Counter interface {
 	// RouteBacklog counts for a route that has, or had, a source on this transport. It costs a few requests.
 	RouteBacklog(ctx context.Context, route, subject string) (Backlog, error)
+	// Depth counts the messages that a subject without wildcards holds, read or not; none where it does not exist. On Kafka it is the most
+	// there can be: what compaction or Discard has taken away counts until retention reaches it.
+	Depth(ctx context.Context, subject string) (int64, error)
 }
 
 // Losses counts what an operator should know of, since the transport was opened.

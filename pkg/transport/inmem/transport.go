@@ -117,6 +117,16 @@ func (t *Transport) Tail(_ context.Context, subject string, fromStart bool) (tra
 	return x, nil
 }
 
+// RouteBacklog counts what is held for a subject's sources. What is delayed counts as due.
+func (t *Transport) RouteBacklog(_ context.Context, _, subject string) (transport.Backlog, error) {
+	return transport.Backlog{Unsettled: int64(t.b.Held(subject)), Delayed: -1}, nil
+}
+
+// Depth counts what is held of a subject.
+func (t *Transport) Depth(_ context.Context, subject string) (int64, error) {
+	return int64(t.b.Held(subject)), nil
+}
+
 // Ping fails once the transport is closed.
 func (t *Transport) Ping(context.Context) error {
 	t.mu.Lock()

@@ -17,6 +17,7 @@ package jetstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -97,6 +98,7 @@ type Transport struct {
 	mover    *mover
 	retained map[string]jetstream.RetentionPolicy // of the streams to make for job subjects
 	sinks    []string                             // result and dead-letter subjects
+	holders  map[string]string                    // streams of subjects that Depth has counted
 	seen     map[string]time.Time                 // streams that were there, and since when they are missing
 }
 
@@ -140,6 +142,7 @@ func Open(ctx context.Context, cfg Config) (*Transport, error) {
 		routes:    make(map[string]routeRef),
 		requests:  make(map[*requests]struct{}),
 		retained:  make(map[string]jetstream.RetentionPolicy),
+		holders:   make(map[string]string),
 		seen:      make(map[string]time.Time),
 	}
 	if t.pub, err = newPublisher(t); err != nil {
@@ -308,6 +311,60 @@ func (t *Transport) api(ctx context.Context, doing string, call func(context.Con
 func (t *Transport) RouteBacklog(ctx context.Context, route, _ string) (transport.Backlog, error) {
 	n, err := t.Backlog(ctx, route)
 	return transport.Backlog{Unsettled: n, Delayed: -1}, err
+}
+
+// Depth counts a subject's messages in the stream that holds it.
+func (t *Transport) Depth(ctx context.Context, subject string) (int64, error) {
+	t.mu.Lock()
+	name := t.holders[subject]
+	t.mu.Unlock()
+	n := uint64(0)
+	err := t.api(ctx, fmt.Sprintf("count the messages of %q", subject), func(ctx context.Context) (err error) {
+		if name == "" {
+			if name, err = t.holder(ctx, subject); errors.Is(err, jetstream.ErrStreamNotFound) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+		n, err = t.count(ctx, name, subject)
+		return err
+	})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil || name == "" || n == 0 {
+		delete(t.holders, subject) // it may be another stream's next time
+		return 0, err
+	}
+	t.holders[subject] = name
+	return int64(n), nil
+}
+
+// count asks a stream for the number of a subject's messages, with one request.
+func (t *Transport) count(ctx context.Context, stream, subject string) (uint64, error) {
+	ask, err := json.Marshal(struct {
+		Filter string `json:"subjects_filter"`
+	}{subject})
+	if err != nil {
+		return 0, err
+	}
+	m, err := t.nc.RequestWithContext(ctx, "$JS.API.STREAM.INFO."+stream, ask)
+	if err != nil {
+		return 0, err
+	}
+	var info struct {
+		Error *jetstream.APIError   `json:"error"`
+		State jetstream.StreamState `json:"state"`
+	}
+	if err := json.Unmarshal(m.Data, &info); err != nil {
+		return 0, err
+	}
+	if info.Error != nil && info.Error.ErrorCode == jetstream.JSErrCodeStreamNotFound {
+		return 0, nil
+	} else if info.Error != nil {
+		return 0, info.Error
+	}
+	return info.State.Subjects[subject], nil
 }
 
 // Losses counts consumers that were made again.

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -357,6 +358,33 @@ func (t *Transport) Lag(ctx context.Context) (map[string]int64, error) {
 func (t *Transport) RouteBacklog(ctx context.Context, _, subject string) (transport.Backlog, error) {
 	lag, err := t.lagOf(ctx, subject)
 	return transport.Backlog{Unsettled: lag[subject], Delayed: -1}, err
+}
+
+// Depth returns how many offsets a topic has from its first to its last.
+func (t *Transport) Depth(ctx context.Context, subject string) (int64, error) {
+	starts, err := t.adm.ListStartOffsets(ctx, subject)
+	if err != nil {
+		return 0, t.describe("list first offsets", err)
+	}
+	ends, err := t.adm.ListEndOffsets(ctx, subject)
+	if err != nil {
+		return 0, t.describe("list last offsets", err)
+	}
+	n := int64(0)
+	ends.Each(func(end kadm.ListedOffset) {
+		start, _ := starts.Lookup(end.Topic, end.Partition)
+		switch bad := errors.Join(start.Err, end.Err); {
+		case errors.Is(bad, kerr.UnknownTopicOrPartition):
+		case bad != nil:
+			err = bad
+		default:
+			n += max(0, end.Offset-start.Offset)
+		}
+	})
+	if err != nil {
+		return 0, t.describe("list offsets of "+subject, err)
+	}
+	return n, nil
 }
 
 // Losses is Stats for those who do not know Kafka.

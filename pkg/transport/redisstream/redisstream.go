@@ -261,5 +261,14 @@ func (t *Transport) RouteBacklog(ctx context.Context, _, subject string) (transp
 	return transport.Backlog{Unsettled: b.Waiting + b.Pending, Delayed: b.Delayed}, err
 }
 
+// Depth is the length of a stream.
+func (t *Transport) Depth(ctx context.Context, subject string) (int64, error) {
+	n, err := t.client.XLen(ctx, subject).Result()
+	if err != nil {
+		return 0, fail("read the length of stream", subject, err)
+	}
+	return n, nil
+}
+
 // Losses counts groups that were made again.
 func (t *Transport) Losses() transport.Losses { return transport.Losses{Remade: t.remade.Load()} }

@@ -57,6 +57,16 @@ func (f *Faulty) Source(ctx context.Context, cfg transport.SourceConfig) (transp
 	return &faultySource{s, f}, nil
 }
 
+// RouteBacklog is the inner transport's.
+func (f *Faulty) RouteBacklog(ctx context.Context, route, subject string) (transport.Backlog, error) {
+	return f.Transport.(transport.Counter).RouteBacklog(ctx, route, subject)
+}
+
+// Depth is the inner transport's.
+func (f *Faulty) Depth(ctx context.Context, subject string) (int64, error) {
+	return f.Transport.(transport.Counter).Depth(ctx, subject)
+}
+
 // wait blocks as the fault says. It returns the fault's error if the call is not to take place.
 func (x Fault) wait(ctx context.Context) error {
 	if x.Block != nil {

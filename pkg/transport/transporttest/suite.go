@@ -57,6 +57,7 @@ func Run(t *testing.T, h Harness) {
 		{"TailFromStart", s.tailFromStart, true},
 		{"TailFromNow", s.tailFromNow, true},
 		{"BrowseAndDiscard", s.browseAndDiscard, true},
+		{"Depth", s.depth, true},
 		{"Wildcards", s.wildcards, true},
 		{"CloseWakesFetch", s.closeWakesFetch, true},
 		{"CloseInTime", s.closeInTime, true},
