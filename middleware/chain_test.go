@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -827,5 +828,82 @@ func TestBackoff(t *testing.T) {
 	}
 	if d := (middleware.RetryPolicy{}).Wait(1, 0); d < time.Millisecond {
 		t.Errorf("no backoff gave %s: a hot loop", d)
+	}
+}
+
+// a job may ask for a longer backoff and a lower cap; what it asks for beyond those of its route is clamped.
+func TestBackoffOfAJob(t *testing.T) {
+	t.Parallel()
+	route := middleware.RetryPolicy{Backoff: time.Second, MaxBackoff: time.Hour, NoJitter: true}
+	const s = time.Second
+	for name, tt := range map[string]struct {
+		route     middleware.RetryPolicy
+		base, cap time.Duration
+		want      map[int]time.Duration // by attempt
+	}{
+		"nothing":               {route, 0, 0, map[int]time.Duration{1: s, 2: 2 * s, 3: 4 * s, 12: 2048 * s, 13: time.Hour, 1000: time.Hour}},
+		"base":                  {route, 2 * s, 0, map[int]time.Duration{1: 2 * s, 2: 4 * s, 3: 8 * s, 11: 2048 * s, 12: time.Hour, 1000: time.Hour}},
+		"cap":                   {route, 0, 5 * s, map[int]time.Duration{1: s, 2: 2 * s, 3: 4 * s, 4: 5 * s, 1000: 5 * s}},
+		"base and cap":          {route, 3 * s, 7 * s, map[int]time.Duration{1: 3 * s, 2: 6 * s, 3: 7 * s, 1000: 7 * s}},
+		"base above cap":        {route, 9 * s, 7 * s, map[int]time.Duration{1: 7 * s, 1000: 7 * s}},
+		"hot base":              {route, time.Nanosecond, 0, map[int]time.Duration{1: s, 2: 2 * s, 1000: time.Hour}},
+		"hot cap":               {route, 0, time.Nanosecond, map[int]time.Duration{1: s, 2: s, 1000: s}},
+		"endless base":          {route, math.MaxInt64, 0, map[int]time.Duration{1: time.Hour, 2: time.Hour, 1000: time.Hour}},
+		"endless cap":           {route, 0, math.MaxInt64, map[int]time.Duration{1: s, 12: 2048 * s, 13: time.Hour, 1000: time.Hour}},
+		"no cap of the route's": {middleware.RetryPolicy{Backoff: s, NoJitter: true}, 2 * s, math.MaxInt64, map[int]time.Duration{1: 2 * s, 1000: time.Hour}},
+	} {
+		p := tt.route.For(&job.Job{Backoff: tt.base, MaxBackoff: tt.cap})
+		for n, want := range tt.want {
+			if got := p.Wait(n, 0); got != want {
+				t.Errorf("%s: after attempt %d it waits %s, want %s", name, n, got, want)
+			}
+		}
+		if got := p.Wait(1, math.MaxInt64); got > tt.want[1000] {
+			t.Errorf("%s: a guest may wish for %s, want at most %s", name, got, tt.want[1000])
+		}
+	}
+}
+
+// the chain waits as the job asks.
+func TestRetriesWaitAsTheJobAsks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs []time.Time
+		policy := middleware.RetryPolicy{MaxAttempts: 4, Backoff: 10 * time.Millisecond, MaxBackoff: time.Minute, NoJitter: true}
+		p := setup{store: newStore(t), policy: policy, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			runs = append(runs, time.Now())
+			return nil, job.Errorf(job.KindTrap, "again")
+		}}.start(t)
+		x := &job.Exchange{
+			Job:      &job.Job{ID: "a", Route: "jobs", Source: "s", Backoff: 400 * time.Millisecond, MaxBackoff: time.Second},
+			Received: time.Now(), Draining: make(chan struct{}),
+		}
+		if err := p.handle(t.Context(), x); err != nil || len(runs) != 4 {
+			t.Fatalf("%d runs, error %v", len(runs), err)
+		}
+		for i, want := range []time.Duration{400 * time.Millisecond, 800 * time.Millisecond, time.Second} {
+			if got := runs[i+1].Sub(runs[i]); got != want {
+				t.Errorf("after attempt %d it waited %s, want %s", i+1, got, want)
+			}
+		}
+	})
+}
+
+// max_attempts 0 is no end, 1 a single attempt, N are N attempts; a job may ask for fewer.
+func TestMaxAttempts(t *testing.T) {
+	t.Parallel()
+	const end = 200 // when the job of an endless policy goes well
+	for _, tt := range []struct{ route, own, want int }{{0, 0, end}, {1, 0, 1}, {2, 0, 2}, {5, 0, 5}, {0, 3, 3}, {5, 2, 2}, {5, 9, 5}, {1, 9, 1}, {0, 1, 1}} {
+		runs := 0
+		p := setup{store: newStore(t), policy: middleware.RetryPolicy{MaxAttempts: tt.route, Backoff: time.Nanosecond, MaxBackoff: time.Nanosecond}, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			if runs++; runs == end {
+				return &job.Result{}, nil
+			}
+			return nil, job.Errorf(job.KindTrap, "again")
+		}}.start(t)
+		x := &job.Exchange{Job: &job.Job{ID: "a", Route: "jobs", Source: "s", MaxAttempts: tt.own}, Received: time.Now(), Draining: make(chan struct{})}
+		if err := p.handle(t.Context(), x); err != nil || runs != tt.want || (x.Outcome.Kind == job.KindOK) != (tt.want == end) {
+			t.Errorf("route %d, job %d: %d attempts, outcome %v, error %v; want %d", tt.route, tt.own, runs, x.Outcome, err, tt.want)
+		}
 	}
 }

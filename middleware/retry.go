@@ -56,7 +56,7 @@ func Retry(p RetryPolicy, sink event.Sink) Stage {
 				if p.spent(x) {
 					return exhausted{err}
 				}
-				wait := p.Wait(x.Job.Attempt-x.Crashes, job.RetryAfterOf(err))
+				wait := p.For(x.Job).Wait(x.Job.Attempt-x.Crashes, job.RetryAfterOf(err))
 				sink.Emit(event.Event{Type: event.Retried, Time: time.Now(), Job: x.Job, Kind: job.KindOf(err), Err: err, Attempt: x.Job.Attempt, Delay: wait})
 				if rest := p.hold(ctx, x, wait); rest > 0 {
 					return later{err, rest}
@@ -98,6 +98,21 @@ func (p RetryPolicy) crashes(x *job.Exchange) int {
 		return 1
 	}
 	return p.MaxCrashes
+}
+
+// For is the policy for one job, whose own Backoff may be longer and whose own MaxBackoff may be shorter: no wait of its retries
+// has a ceiling below Backoff or above MaxBackoff, whatever the job asks for.
+func (p RetryPolicy) For(j *job.Job) RetryPolicy {
+	if p.MaxBackoff <= 0 {
+		p.MaxBackoff = time.Hour
+	}
+	if j.MaxBackoff > 0 {
+		p.MaxBackoff = min(p.MaxBackoff, max(j.MaxBackoff, p.Backoff))
+	}
+	if j.Backoff > 0 {
+		p.Backoff = min(p.MaxBackoff, max(j.Backoff, p.Backoff))
+	}
+	return p
 }
 
 // Wait returns how long to wait after the n-th failed attempt (from 1): the wish, if there is one, else a random time up to

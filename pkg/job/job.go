@@ -39,6 +39,8 @@ type Job struct {
 	Hops        int           // results that led to this job
 	MaxAttempts int           // 0: what the route says
 	Timeout     time.Duration // 0: what the route and module say
+	Backoff     time.Duration // ceiling of the first wait before a retry, as the job asks for it; 0: what the route says
+	MaxBackoff  time.Duration // ceiling of every such wait, as the job asks for it; 0: what the route says
 	NotBefore   time.Time     // zero: at once
 	ExpiresAt   time.Time     // zero: never
 	Published   time.Time     // when the broker took the message; zero where it does not say

@@ -431,6 +431,34 @@ func TestLongRetryIsMoved(t *testing.T) {
 	})
 }
 
+// a job's own backoff holds for all its retries, those that are moved through the broker included.
+func TestBackoffOfAJob(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	runs := map[string][]time.Time{}
+	f := func(_ context.Context, j *job.Job) (*job.Result, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if runs[j.Subject] = append(runs[j.Subject], time.Now()); j.Attempt < 3 {
+			return nil, job.Errorf(job.KindRetry, "again")
+		}
+		all := runs[j.Subject]
+		return &job.Result{Body: fmt.Appendf(nil, "%s %s", all[1].Sub(all[0]), all[2].Sub(all[1]))}, nil
+	}
+	each(t, ", retry: {max_attempts: 3, backoff: 1ms, jitter: none}", runner(f), func(l *line) {
+		l.submit("a", "x", job.Field{Name: "Wasm-Backoff", Value: "2100ms"}, job.Field{Name: "Wasm-Max-Backoff", Value: "2500ms"})
+		var waits [2]string
+		if _, err := fmt.Sscan(string(l.next(l.results, "the result of the third attempt").Body), &waits[0], &waits[1]); err != nil {
+			l.t.Fatal(err)
+		}
+		for i, want := range []time.Duration{2100 * time.Millisecond, 2500 * time.Millisecond} {
+			if got, err := time.ParseDuration(waits[i]); err != nil || got < want || got > want+5*time.Second {
+				l.t.Errorf("it waited %s after attempt %d, want %s", waits[i], i+1, want)
+			}
+		}
+	})
+}
+
 // a delayed job fires when it is due, and not before.
 func TestDelayedJob(t *testing.T) {
 	t.Parallel()

@@ -186,11 +186,14 @@ func (d *Decoder) times(j *job.Job, f *fields) (err error) {
 			j.NotBefore = due
 		}
 	}
-	if j.Timeout, err = parseDuration(HeaderTimeout, f[fieldTimeout]); err != nil {
+	if j.Timeout, err = parseSpan(HeaderTimeout, f[fieldTimeout]); err != nil {
 		return err
 	}
-	if f[fieldTimeout] != "" && j.Timeout == 0 {
-		return invalid("header %s: %q leaves no time; write a duration above zero", HeaderTimeout, clip(f[fieldTimeout]))
+	if j.Backoff, err = parseSpan(HeaderBackoff, f[fieldBackoff]); err != nil {
+		return err
+	}
+	if j.MaxBackoff, err = parseSpan(HeaderMaxBackoff, f[fieldMaxBackoff]); err != nil {
+		return err
 	}
 	if d.Timeout > 0 && j.Timeout > d.Timeout {
 		j.Timeout = d.Timeout
@@ -266,6 +269,15 @@ func parseDuration(name, v string) (time.Duration, error) {
 		return 0, invalid("header %s: %q is not a duration; write one such as 1.5s, 250ms or 2h", name, clip(v))
 	}
 	return d, nil
+}
+
+// parseSpan reads a duration above zero; "" is none.
+func parseSpan(name, v string) (time.Duration, error) {
+	d, err := parseDuration(name, v)
+	if err == nil && v != "" && d == 0 {
+		err = invalid("header %s: %q leaves no time; write a duration above zero", name, clip(v))
+	}
+	return d, err
 }
 
 // maxCount keeps the arithmetic on counts from headers far from overflow.

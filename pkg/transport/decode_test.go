@@ -191,6 +191,14 @@ func TestDecodeTimes(t *testing.T) {
 		{"attempts may not widen", []string{"Wasm-Max-Attempts", "99"}, func(j *job.Job) (any, any) { return j.MaxAttempts, 5 }, ""},
 		{"attempts without end", []string{"Wasm-Max-Attempts", "0"}, nil, "header Wasm-Max-Attempts: \"0\" is not a count; write a whole number from 1"},
 		{"attempts nonsense", []string{"Wasm-Max-Attempts", "1e3"}, nil, "header Wasm-Max-Attempts"},
+		{"backoff", []string{"wasm-backoff", "2s", "Wasm-Max-Backoff", "1h"}, func(j *job.Job) (any, any) {
+			return []time.Duration{j.Backoff, j.MaxBackoff}, []time.Duration{2 * time.Second, time.Hour}
+		}, ""},
+		{"backoff of a moved message", []string{"Wasm-Backoff", "2s", "Wasm-Moved", "0.1"}, func(j *job.Job) (any, any) { return j.Backoff, 2 * time.Second }, ""},
+		{"backoff of nothing", []string{"Wasm-Backoff", "0s"}, nil, "header Wasm-Backoff: \"0s\" leaves no time"},
+		{"backoff nonsense", []string{"Wasm-Backoff", "2"}, nil, "header Wasm-Backoff: \"2\" is not a duration"},
+		{"cap of nothing", []string{"Wasm-Max-Backoff", "0"}, nil, "header Wasm-Max-Backoff: \"0\" leaves no time"},
+		{"negative cap", []string{"Wasm-Max-Backoff", "-1h"}, nil, "header Wasm-Max-Backoff: \"-1h\" is not a duration"},
 		{"hops", []string{"Wasm-Hops", "63"}, func(j *job.Job) (any, any) { return j.Hops, 63 }, ""},
 		{"too many hops", []string{"Wasm-Hops", "64"}, nil, "64 results led to this job, the limit is 64"},
 		{"hops nonsense", []string{"Wasm-Hops", "99999999999999999999"}, nil, "header Wasm-Hops"},
@@ -311,6 +319,7 @@ func FuzzDecode(f *testing.F) {
 	for _, h := range [][2]string{
 		{"Wasm-Job-Id", "1"}, {"Nats-Msg-Id", "\xff"}, {"Wasm-Delay", "1h"}, {"Wasm-Delay", "-"}, {"Wasm-Deliver-At", "1767323045000"},
 		{"Wasm-Expires-At", "2026-01-02T03:04:05Z"}, {"Wasm-Timeout", "9999999h"}, {"Wasm-Max-Attempts", "-1"}, {"Wasm-Hops", "64"},
+		{"Wasm-Backoff", "-1ns"}, {"Wasm-Max-Backoff", "2562047h47m16.854775807s"},
 		{"Wasm-Moved", "1.2"}, {"Wasm-Moved", ".."}, {"Reply-To", "_INBOX.>"}, {"X-Op", "{header.X-Op}"}, {"", ""},
 	} {
 		f.Add(h[0], h[1], []byte(`{"job_id":"1","module_id":"m","message":{"type_name":"T","payload":[1,2]}}`), "p@1/1", true)
@@ -329,7 +338,7 @@ func FuzzDecode(f *testing.F) {
 			if j.ID == "" || len(j.ID) > job.MaxIDLen || !utf8.ValidString(j.ID) || strings.ContainsAny(j.ID, "\r\n") {
 				t.Fatalf("id %q", j.ID)
 			}
-			if j.MaxAttempts < 0 || j.MaxAttempts > 3 || j.Timeout < 0 || j.Timeout > time.Second || j.Hops < 0 || j.Attempt < 0 || j.Generation < 0 {
+			if j.MaxAttempts < 0 || j.MaxAttempts > 3 || j.Timeout < 0 || j.Timeout > time.Second || j.Backoff < 0 || j.MaxBackoff < 0 || j.Hops < 0 || j.Attempt < 0 || j.Generation < 0 {
 				t.Fatalf("counts out of range: %+v", j)
 			}
 			if j.Invalid == nil && j.Hops >= job.MaxHops {

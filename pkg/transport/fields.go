@@ -21,6 +21,8 @@ const (
 	fieldExpiresAt
 	fieldTimeout
 	fieldMaxAttempts
+	fieldBackoff
+	fieldMaxBackoff
 	fieldReplyTo
 	fieldCorrelation
 	fieldCorrelationWM
@@ -74,8 +76,10 @@ func fieldOf(name string) int {
 		return max(try(HeaderDelay, fieldDelay), try(HeaderMoved, fieldMoved))
 	case len(HeaderJobID): // and Nats-Msg-Id, Wasm-Module
 		return max(try(HeaderJobID, fieldJobID), try(HeaderMsgID, fieldMsgID), try(HeaderModule, fieldModule))
-	case len(HeaderTimeout):
-		return try(HeaderTimeout, fieldTimeout)
+	case len(HeaderTimeout): // and Wasm-Backoff
+		return max(try(HeaderTimeout, fieldTimeout), try(HeaderBackoff, fieldBackoff))
+	case len(HeaderMaxBackoff):
+		return try(HeaderMaxBackoff, fieldMaxBackoff)
 	case len(HeaderCorrelation): // and correlation_id
 		return max(try(HeaderCorrelation, fieldCorrelation), try(HeaderCorrelationWM, fieldCorrelationWM))
 	case len(HeaderIdempotency): // and Wasm-Deliver-At, Wasm-Expires-At

@@ -178,6 +178,8 @@ const (
 	HeaderExpiresAt   = "Wasm-Expires-At"
 	HeaderTimeout     = "Wasm-Timeout"
 	HeaderMaxAttempts = "Wasm-Max-Attempts"
+	HeaderBackoff     = "Wasm-Backoff"
+	HeaderMaxBackoff  = "Wasm-Max-Backoff"
 	HeaderPriority    = "Wasm-Priority" // reserved: handed on and not acted upon
 	HeaderReplyTo     = "Reply-To"
 	HeaderCorrelation = "Correlation-Id"

@@ -64,6 +64,8 @@ func (s *suite) retryWhenDue(t *testing.T) {
 			m := numbered(subject, 1)[0]
 			m.Key = []byte("key")
 			m.Header.Add("X-Own", "kept")
+			m.Header.Add(transport.HeaderBackoff, "2s")
+			m.Header.Add(transport.HeaderMaxBackoff, "1h")
 			publish(t, tr, m)
 			src := s.source(t, tr, subject)
 			j, due := retry(t, fetch(t, src, 1)[0], after)
@@ -79,8 +81,12 @@ func (s *suite) retryWhenDue(t *testing.T) {
 			if got := d.Message().Header.Get("X-Own"); got != "kept" {
 				t.Errorf("header X-Own is %q", got)
 			}
-			if got := decode(t, d); got.Key != "key" {
+			got := decode(t, d)
+			if got.Key != "key" {
 				t.Errorf("key is %q", got.Key)
+			}
+			if got.Backoff != 2*time.Second || got.MaxBackoff != time.Hour {
+				t.Errorf("its own backoff is %s, at most %s; want 2s, at most 1h", got.Backoff, got.MaxBackoff)
 			}
 			d.Ack()
 			quiet(t, src, s.settled(), "moved and acknowledged")
