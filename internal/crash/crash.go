@@ -21,5 +21,5 @@ func Points() []Point {
 }
 
 // Env is the environment variable by which a test build is told where to die once it has had SIGUSR1: a point, a colon, and how many
-// times it is passed before, for instance "after-run:17".
+// times it is passed before, for instance "after-run:17". DuringDrain needs no SIGUSR1.
 const Env = "WASMSIDECAR_CRASH"

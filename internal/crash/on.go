@@ -28,6 +28,7 @@ var order = sync.OnceValue(func() *told {
 	}
 	t := &told{point: Point(point)}
 	t.left.Store(n)
+	t.armed.Store(t.point == DuringDrain) // which is not passed before
 	if point != "" {
 		arm := make(chan os.Signal, 1)
 		signal.Notify(arm, syscall.SIGUSR1)

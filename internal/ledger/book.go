@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -176,15 +177,33 @@ func (b *book) examples(what string) []string {
 
 // after is how long it took, from a moment on, until all that was submitted before it had its result.
 func (b *book) after(at time.Time) time.Duration {
+	longest, _, _ := b.since([]time.Time{at})
+	return longest[0]
+}
+
+// since says of each moment how long jobs took that were open then and at no later one. Of those that were open at several it
+// says how many they are, and how long the longest took from its first one.
+func (b *book) since(moments []time.Time) (longest []time.Duration, several int, first time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var longest time.Duration
+	moments = slices.SortedFunc(slices.Values(moments), time.Time.Compare)
+	longest = make([]time.Duration, len(moments))
 	for _, e := range b.entries {
-		if !e.sent.IsZero() && e.sent.Before(at) && !e.answered.IsZero() {
-			longest = max(longest, e.answered.Sub(at))
+		if e.sent.IsZero() || e.answered.IsZero() {
+			continue
+		}
+		from, _ := slices.BinarySearchFunc(moments, e.sent, time.Time.Compare)
+		to, _ := slices.BinarySearchFunc(moments, e.answered, time.Time.Compare)
+		if to <= from {
+			continue
+		}
+		longest[to-1] = max(longest[to-1], e.answered.Sub(moments[to-1]))
+		if to-from > 1 {
+			several++
+			first = max(first, e.answered.Sub(moments[from]))
 		}
 	}
-	return longest
+	return longest, several, first
 }
 
 // audit reads all results once more and holds them against one another.
@@ -200,7 +219,7 @@ func (b *book) audit(rep *Report) {
 		all = map[string]*seen{}
 		rep.Failed = 0
 		err := b.read(b.t.Context(), silence, func(id string, m *transport.Message) {
-			sum := sha256.Sum256(m.Body)
+			sum := sha256.Sum256(append([]byte(m.Header.Get(transport.HeaderMsgID)+"\n"), m.Body...))
 			s := all[id]
 			if s == nil {
 				s = &seen{sum: sum}

@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -18,6 +19,8 @@ import (
 // counter rolls the dice of jobs that may ask for them, and notes who asked.
 type counter struct {
 	server *httptest.Server
+	// answer decides what becomes of the nth execution of a job, counted from 1, with an HTTP status; nil: it always goes well.
+	answer func(ctx context.Context, id string, life, n int) int
 
 	mu   sync.Mutex
 	runs map[string][]execution // by job, in order of time
@@ -51,8 +54,22 @@ func (c *counter) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	c.mu.Lock()
 	c.runs[string(id)] = append(c.runs[string(id)], execution{life, at})
+	n := len(c.runs[string(id)])
 	c.mu.Unlock()
+	if c.answer != nil {
+		if status := c.answer(req.Context(), string(id), life, n); status != http.StatusOK {
+			http.Error(w, "no", status)
+			return
+		}
+	}
 	fmt.Fprint(w, rand.Text())
+}
+
+// at is when a job was run for the nth time, counted from 1.
+func (c *counter) at(id string, n int) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.runs[id][n-1].at
 }
 
 // audit tells executions that were made because an earlier owner was gone from those that should not have been.

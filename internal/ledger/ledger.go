@@ -37,13 +37,15 @@ type Report struct {
 	Config
 	Lost      int                 // jobs without a result
 	Stuck     int                 // jobs without a result three minutes after the last fault, whose result came once all replicas were started anew
-	Different int                 // jobs with two results that differ
+	Different int                 // jobs with two results that differ, in body or message id
 	Repeats   int                 // results written again
 	Failed    int                 // results that say so
 	Reruns    int                 // executions beyond the first of jobs that hold a capability, after their lease had run out
 	Doubled   int                 // executions of such jobs while the lease of an earlier one lived
 	Ends      map[crash.Point]int // kills by point; "" for any moment
-	Recovery  []time.Duration     // after each kill: until everything submitted before it had its result
+	Recovery  []time.Duration     // after each kill: until everything had its result that was open then and at no later kill
+	Several   int                 // jobs that were open at several kills
+	First     time.Duration       // the longest that one of these took from the first of its kills
 	Healing   []time.Duration     // likewise after each restart and cut
 	Took      time.Duration
 	Examples  []string // of what should not be
@@ -122,18 +124,21 @@ func Run(t testing.TB, binary string, cfg Config) *Report {
 	return rep
 }
 
-// recovery measures how long everything took that was submitted before a fault.
+// recovery measures how long everything took that was open at a fault. Where a kill struck again what had not recovered from another,
+// it counts from the last.
 func (r *run) recovery(rep *Report) {
+	var kills []time.Time
 	for _, f := range r.faults {
 		took := r.book.after(f.at)
 		rep.Course = append(rep.Course, fmt.Sprintf("%s %s: %.1f s", f.at.Format("15:04:05.0"), f.what, took.Seconds()))
 		if f.kill {
 			rep.Ends[f.point]++
-			rep.Recovery = append(rep.Recovery, took)
+			kills = append(kills, f.at)
 		} else {
 			rep.Healing = append(rep.Healing, took)
 		}
 	}
+	rep.Recovery, rep.Several, rep.First = r.book.since(kills)
 }
 
 // named counts kills at named points.
@@ -141,7 +146,7 @@ func (r *Report) named() int { return len(r.Recovery) - r.Ends[""] }
 
 // String is one line for people.
 func (r *Report) String() string {
-	return fmt.Sprintf("%s: %d jobs, %d replicas, %d kills (%d at named points), %d restarts, %d cuts (seed %d): %d lost, %d stuck, %d with two different results, %d failed, %d results repeated, %d run again, %d run twice under one lease; recovery %s, healing %s; %s",
+	return fmt.Sprintf("%s: %d jobs, %d replicas, %d kills (%d at named points), %d restarts, %d cuts (seed %d): %d lost, %d stuck, %d with two different results, %d failed, %d results repeated, %d run again, %d run twice under one lease; recovery %s, open at several kills %s, healing %s; %s",
 		r.Broker, r.Jobs, r.Replicas, len(r.Recovery), r.named(), r.Restarts, r.Cuts, r.Seed, r.Lost, r.Stuck, r.Different, r.Failed, r.Repeats, r.Reruns, r.Doubled,
-		spread(r.Recovery), spread(r.Healing), r.Took.Round(time.Second))
+		spread(r.Recovery), r.twice(), spread(r.Healing), r.Took.Round(time.Second))
 }

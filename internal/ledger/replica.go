@@ -144,7 +144,6 @@ func (x *replica) fall() crash.Point {
 	}
 	_ = l.cmd.Process.Signal(syscall.SIGUSR1) // an error says that it has ended
 	if l.point == crash.DuringDrain {
-		time.Sleep(20 * time.Millisecond) // for the first signal to be taken
 		_ = l.cmd.Process.Signal(syscall.SIGTERM)
 	}
 	tick := time.NewTicker(50 * time.Millisecond)

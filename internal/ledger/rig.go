@@ -38,6 +38,7 @@ type rig struct {
 	proxies [][]*services.Proxy // of each replica
 	client  transport.Transport // past the proxies
 	routes  string
+	limits  string // of the module that asks for its dice; empty: as they are
 }
 
 // newRig starts servers that may be killed, as far as the configuration wants that: Kafka takes long to start, and one that need not
@@ -145,8 +146,8 @@ log: {level: warn}
 drain: {timeout: 5s}
 modules:
   dice: {source: %q}
-  roll: {source: %q, config: {url: %q}, allow: {http: [%q]}}
-`, admin, filepath.Join(guests, "dice.wasm"), filepath.Join(guests, "roll.wasm"), url, counter) + g.routes
+  roll: {source: %q, config: {url: %q}, allow: {http: [%q]}, limits: {%s}}
+`, admin, filepath.Join(guests, "dice.wasm"), filepath.Join(guests, "roll.wasm"), url, counter, g.limits) + g.routes
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatalf("ledger: %v", err)
 	}
