@@ -37,8 +37,8 @@ func (d *delivery) Lost() bool                  { return d.p.dead.Load() }
 
 // Position is <topic>@<topic id>/<partition>/<offset>; the id is a UUID.
 func (d *delivery) Position() string {
-	b := make([]byte, 0, len(d.p.prefix)+20)
-	return string(strconv.AppendInt(append(b, d.p.prefix...), d.offset, 10))
+	b := strconv.AppendInt(append(make([]byte, 0, len(d.p.prefix)+20), d.p.prefix...), d.offset, 10)
+	return unsafe.String(unsafe.SliceData(b), len(b)) // nobody else has b
 }
 
 func (d *delivery) Ack()          { d.settle(true) }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -78,7 +80,9 @@ type publisher struct {
 	cl  *kgo.Client
 	max atomic.Int64 // Message.Size that fits every sink
 
-	wave atomic.Pointer[wave] // the last
+	wave  atomic.Pointer[wave] // the last
+	under atomic.Int64         // records under way
+	waits sync.Pool            // of *wait
 
 	mu     sync.Mutex
 	purged map[string]time.Time // topics that the producer was made to forget
@@ -114,8 +118,9 @@ func (p *publisher) MaxBytes() int { return int(p.max.Load()) }
 
 // Publish waits until all in-sync replicas have every message.
 func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error {
-	rs := make([]*kgo.Record, len(ms))
-	for i, m := range ms {
+	var one [1]*kgo.Record
+	rs := one[:0]
+	for _, m := range ms {
 		if err := checkTopic(m.Subject); err != nil {
 			return err
 		}
@@ -123,7 +128,7 @@ func (p *publisher) Publish(ctx context.Context, ms ...*transport.Message) error
 			return fmt.Errorf("kafka: publish %d bytes to %s: %d are taken; raise the topic's max.message.bytes or make the message smaller: %w",
 				m.Size(), m.Subject, limit, transport.ErrTooLarge)
 		}
-		rs[i] = record(m, m.Subject, 0)
+		rs = append(rs, record(m, m.Subject, 0))
 	}
 	return p.produce(ctx, rs)
 }
@@ -134,7 +139,7 @@ func record(m *transport.Message, topic string, more int) *kgo.Record {
 	if r.Value == nil {
 		r.Value = []byte{} // nil would be a tombstone
 	}
-	n, size := len(m.Header)+more, 0
+	n := len(m.Header) + more
 	reply := m.ReplyTo != "" && m.Header.Get(transport.HeaderReplyTo) == ""
 	if reply {
 		n++
@@ -142,15 +147,13 @@ func record(m *transport.Message, topic string, more int) *kgo.Record {
 	if n == 0 {
 		return r
 	}
-	for i := range m.Header {
-		size += len(m.Header[i].Value)
-	}
 	r.Headers = make([]kgo.RecordHeader, 0, n)
-	values := make([]byte, 0, size)
 	for _, f := range m.Header {
-		from := len(values)
-		values = append(values, f.Value...)
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: f.Name, Value: values[from:len(values):len(values)]})
+		value := []byte{} // nil would be null
+		if f.Value != "" {
+			value = unsafe.Slice(unsafe.StringData(f.Value), len(f.Value)) // the client only reads it
+		}
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: f.Name, Value: value})
 	}
 	if reply {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: transport.HeaderReplyTo, Value: []byte(m.ReplyTo)})
@@ -211,26 +214,32 @@ func (p *publisher) send(ctx context.Context, over <-chan struct{}, rs []*kgo.Re
 		return nil
 	}
 	late := context.DeadlineExceeded
-	w := &wait{left: len(rs), done: make(chan struct{})}
-	if len(rs) == 1 && p.cl.BufferedProduceRecords() < quickRecords {
+	w, ok := p.waits.Get().(*wait)
+	if !ok {
+		w = &wait{p: p, done: make(chan struct{}, 1)}
+		w.promise = w.finish
+	}
+	w.left = len(rs)
+	if p.under.Add(int64(len(rs))) <= quickRecords && len(rs) == 1 {
 		// ProduceSync does not linger, but goes by no context once the record is under way.
-		go func() { w.finish(0, 1, p.cl.ProduceSync(ctx, rs[0]).FirstErr()) }()
+		r := rs[0]
+		go func() { w.finish(r, p.cl.ProduceSync(ctx, r).FirstErr()) }()
 	} else {
-		for i, r := range rs {
-			p.cl.Produce(ctx, r, func(_ *kgo.Record, err error) { w.finish(i, len(rs), err) })
+		for _, r := range rs {
+			p.cl.Produce(ctx, r, w.promise)
 		}
 	}
 	select {
 	case <-w.done:
-		return w.errs
+		return w.over(rs)
 	case <-ctx.Done():
 		late = context.Cause(ctx)
 	case <-over:
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.left == 0 {
-		return w.errs
+	select {
+	case <-w.done:
+		return w.over(rs)
+	default:
 	}
 	// The rest are under way, and their answers come too late: any of them may be taken yet.
 	errs := make([]error, len(rs))
@@ -242,26 +251,46 @@ func (p *publisher) send(ctx context.Context, over <-chan struct{}, rs []*kgo.Re
 
 // wait gathers the answers to the records of one call.
 type wait struct {
-	mu   sync.Mutex
-	left int
-	errs []error
-	done chan struct{}
+	p       *publisher
+	promise func(*kgo.Record, error) // finish
+	done    chan struct{}            // gets one with the last answer
+
+	mu     sync.Mutex
+	left   int
+	failed []failure
 }
 
-func (w *wait) finish(i, n int, err error) {
+// failure is a record that was not taken.
+type failure struct {
+	r   *kgo.Record
+	err error
+}
+
+func (w *wait) finish(r *kgo.Record, err error) {
+	w.p.under.Add(-1)
 	w.mu.Lock()
 	if err != nil {
-		if w.errs == nil {
-			w.errs = make([]error, n)
-		}
-		w.errs[i] = err
+		w.failed = append(w.failed, failure{r, err})
 	}
 	w.left--
 	last := w.left == 0
 	w.mu.Unlock()
 	if last {
-		close(w.done)
+		w.done <- struct{}{}
 	}
+}
+
+// over returns the errors of records, nil when every one was taken, and gives w back: all have been answered.
+func (w *wait) over(rs []*kgo.Record) (errs []error) {
+	for _, f := range w.failed {
+		if errs == nil {
+			errs = make([]error, len(rs))
+		}
+		errs[slices.Index(rs, f.r)] = f.err
+	}
+	w.failed = nil
+	w.p.waits.Put(w)
+	return errs
 }
 
 // mend does what it can about a record that failed, and says whether writing it again may help.
