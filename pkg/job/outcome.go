@@ -38,11 +38,12 @@ const MaxErrorText = 1 << 10
 // CleanText makes text that a guest or a producer controls fit for a header: valid UTF-8, no control characters (CR and LF
 // among them), at most MaxErrorText bytes.
 func CleanText(s string) string {
-	clean := len(s) <= MaxErrorText && utf8.ValidString(s)
+	ascii, clean := true, len(s) <= MaxErrorText
 	for i := 0; clean && i < len(s); i++ {
 		clean = s[i] >= ' ' && s[i] != 0x7f
+		ascii = ascii && s[i] < utf8.RuneSelf
 	}
-	if clean {
+	if clean && (ascii || utf8.ValidString(s)) {
 		return s
 	}
 	if len(s) > 4*MaxErrorText {
