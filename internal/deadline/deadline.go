@@ -1,4 +1,4 @@
-// Package deadline has contexts with a deadline that cost next to nothing.
+// Package deadline has contexts that end, and that cost next to nothing as long as nobody waits for it.
 package deadline
 
 import (

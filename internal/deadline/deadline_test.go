@@ -67,3 +67,48 @@ func TestContext(t *testing.T) {
 		}
 	}
 }
+
+// A Cancellable ends as one of the standard library does, whoever waits for it and from when on, and tells why.
+func TestCancellable(t *testing.T) {
+	t.Parallel()
+	lost := errors.New("lost")
+	for name, tt := range map[string]struct {
+		stop  func(c *Cancellable, parent context.CancelCauseFunc)
+		cause error
+	}{
+		"cancelled": {func(c *Cancellable, _ context.CancelCauseFunc) { c.Cancel(lost); c.Cancel(nil) }, lost},
+		"parent":    {func(_ *Cancellable, parent context.CancelCauseFunc) { parent(lost) }, lost},
+		"over":      {func(c *Cancellable, _ context.CancelCauseFunc) { c.Cancel(nil); c.Cancel(lost) }, context.Canceled},
+	} {
+		for _, waits := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), &lost, 7))
+				defer cancel(nil)
+				var c Cancellable
+				c.Begin(parent)
+				defer c.Cancel(nil)
+				if waits {
+					child, stop := context.WithCancel(&c)
+					defer stop()
+					defer func() {
+						if <-child.Done(); !errors.Is(context.Cause(child), tt.cause) {
+							t.Errorf("a child ended for %v, want %v", context.Cause(child), tt.cause)
+						}
+					}()
+				}
+				if c.Err() != nil || c.Value(&lost) != 7 {
+					t.Errorf("before its end: %v, value %v", c.Err(), c.Value(&lost))
+				}
+				tt.stop(&c, cancel)
+				if err, cause := c.Err(), context.Cause(&c); !errors.Is(err, context.Canceled) || !errors.Is(cause, tt.cause) {
+					t.Errorf("ended with %v for %v, want %v", err, cause, tt.cause)
+				}
+				<-c.Done()
+				if c.Value(&lost) != 7 {
+					t.Error("the parent's value is lost")
+				}
+			})
+		}
+	}
+}
