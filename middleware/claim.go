@@ -66,7 +66,7 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 	x.Amend = func(_ context.Context, o *job.Outcome) error { x.Outcome = o; return nil }
 	err := s.next(ctx, x)
 	x.Err = err
-	if park := (*job.Park)(nil); errors.As(err, &park) {
+	if park := parked(err); park != nil {
 		x.Job.Attempt--
 		x.Settlement = job.Settlement{Verb: job.Retry, After: park.For}
 		return nil
@@ -106,10 +106,11 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	}
 	defer cl.forget()
 
-	run, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	run := &cl.run
+	run.Begin(ctx)
+	defer run.Cancel(nil)
 	cl.mu.Lock()
-	cl.cancel = cancel // also of one that is not claimed: with its second attempt it is, and may be lost
+	cl.running = true // also of one that is not claimed: with its second attempt it is, and may be lost
 	rec, crashed := cl.rec, cl.crashed
 	if cl.open {
 		x.Unclaimed = job.UnclaimedPure
@@ -141,7 +142,7 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 		crash.At(crash.AfterRun)
 	}
 	x.Err = err
-	if park := (*job.Park)(nil); errors.As(err, &park) {
+	if park := parked(err); park != nil {
 		return s.putBack(ctx, cl, x, step{verb: parkIt, wait: park.For})
 	}
 	switch after, verb := s.unfinished(err); verb {
@@ -192,6 +193,16 @@ func (s *claimStage) fenced(x *job.Exchange, err error) error {
 	return nil
 }
 
+// parked returns what a job waits for that is neither failed nor over; nil for any other.
+func parked(err error) *job.Park {
+	if err == nil {
+		return nil // most jobs, for which errors.As would make room to look
+	}
+	var park *job.Park
+	errors.As(err, &park)
+	return park
+}
+
 // unfinished says how a job that has no outcome yet goes on: Retry after a wait, Leave because the attempt was given up and
 // does not count; Ack means that the error, or its absence, is the outcome.
 func (s *claimStage) unfinished(err error) (time.Duration, job.Verb) {
@@ -225,19 +236,18 @@ func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 			o.Body, o.Header, o.TypeName = r.Body, r.Header, r.TypeName
 		}
 	}
-	var e exhausted
-	var ran *job.Ran
-	if o.Dead = errors.As(err, &e); err != nil {
-		o.Err = job.CleanText(err.Error())
-	}
-	if errors.As(err, &ran) {
-		o.Digest = ran.Digest
-	}
-	if err == nil {
-		if cerr := s.check(j, o); cerr != nil {
-			x.Err = cerr
-			o.Kind, o.Err, o.Body, o.Header = job.KindOf(cerr), job.CleanText(cerr.Error()), nil, nil
+	if err != nil {
+		var e exhausted
+		var ran *job.Ran
+		o.Err, o.Dead = job.CleanText(err.Error()), errors.As(err, &e)
+		if errors.As(err, &ran) {
+			o.Digest = ran.Digest
 		}
+		return o
+	}
+	if cerr := s.check(j, o); cerr != nil {
+		x.Err = cerr
+		o.Kind, o.Err, o.Body, o.Header = job.KindOf(cerr), job.CleanText(cerr.Error()), nil, nil
 	}
 	return o
 }

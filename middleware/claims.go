@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/deadline"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
@@ -136,6 +137,7 @@ func (c *Claims) Close() error {
 // claim is one job in this process's hands.
 type claim struct {
 	c   *Claims
+	id  string // the job's
 	key string // of the record
 
 	mu      sync.Mutex // serialises writes, so that a heartbeat and a completion do not refuse one another
@@ -146,7 +148,8 @@ type claim struct {
 	open    bool // nothing is written yet: the job runs unclaimed, and the first to record its outcome is right
 	crashed bool // the claim before this one ended without a word
 	suspect bool // it holds the process's slot for suspects
-	cancel  context.CancelCauseFunc
+	running bool
+	run     deadline.Cancellable // of the job, once it runs
 }
 
 // taken is the answer to a claim that was not granted.
@@ -172,7 +175,7 @@ func (cl *claim) bodyKey() string { return cl.c.bodies + cl.key[len(cl.c.keys):]
 // made on the condition that there is no record yet. That is for jobs whose running twice nobody would see, in messages that
 // nobody can have had before: it saves the first of two round trips.
 func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *taken, error) {
-	cl := &claim{c: c, key: c.key(j.ID, j.Generation)}
+	cl := &claim{c: c, id: j.ID, key: c.key(j.ID, j.Generation)}
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
 		c.mu.Unlock()
@@ -204,10 +207,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 	var rev int64
 	crashed := false
 	for {
-		b, err := rec.encode()
-		if err != nil {
-			return nil, err
-		}
+		b := rec.encode(cl.id)
 		sent := time.Now()
 		r, err := c.st.Txn(ctx, store.Txn{
 			If:   []store.Cond{{Key: cl.key, Revision: rev}},
@@ -224,7 +224,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		kv := r.Read[0]
 		var old *record // nil: it expired between two rounds
 		if kv.Exists() {
-			if old, err = decodeRecord(kv.Value); err != nil {
+			if old, err = decodeRecord(kv.Value, cl.id); err != nil {
 				return nil, fmt.Errorf("claim %q: %w", cl.key, err)
 			}
 		}
@@ -337,10 +337,7 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, with extras
 	if answer != write {
 		return false, errFenced
 	}
-	b, err := rec.encode()
-	if err != nil {
-		return false, err
-	}
+	b := rec.encode(cl.id)
 	// What was read is forgotten with an error: the revision of another's record is not ours to keep, and least of all to renew.
 	rev := cl.rev
 	for range 3 {
@@ -363,7 +360,7 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, with extras
 		}
 		var old *record
 		if kv.Exists() {
-			if old, err = decodeRecord(kv.Value); err != nil {
+			if old, err = decodeRecord(kv.Value, cl.id); err != nil {
 				break
 			}
 		}
@@ -377,9 +374,7 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, with extras
 				cl.rec, cl.rev, cl.open = *old, kv.Revision, false
 				return false, errRecorded
 			}
-			if b, err = rec.encode(); err != nil {
-				return false, err
-			}
+			b = rec.encode(cl.id)
 		case cl.open && old == nil: // another's record was there, and has expired
 		case !ours:
 			cl.lose()
@@ -394,8 +389,8 @@ func (cl *claim) put(ctx context.Context, s step, ttl time.Duration, with extras
 // lose ends a claim that another owner has taken.
 func (cl *claim) lose() {
 	cl.lost = true
-	if cl.cancel != nil {
-		cl.cancel(errFenced)
+	if cl.running {
+		cl.run.Cancel(errFenced)
 	}
 }
 

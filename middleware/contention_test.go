@@ -73,12 +73,12 @@ func (c *contender) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
 	if err != nil || !r.Done || len(t.Then) == 0 {
 		return r, err
 	}
-	rec, err := middleware.ReadRecord(t.Then[0].Value)
+	key := t.Then[0].Key
+	id := key[strings.LastIndex(key, "/")+1:]
+	rec, err := middleware.ReadRecord(t.Then[0].Value, id)
 	if err != nil {
 		return r, err
 	}
-	key := t.Then[0].Key
-	id := key[strings.LastIndex(key, "/")+1:]
 	c.mu.Lock()
 	c.sent[id] = sent
 	c.mu.Unlock()

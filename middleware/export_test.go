@@ -36,7 +36,7 @@ func (c *Claims) Look(ctx context.Context, st store.Store, id string, generation
 	if err != nil || !reply.Read[0].Exists() {
 		return Recorded{}, err
 	}
-	r, err := ReadRecord(reply.Read[0].Value)
+	r, err := ReadRecord(reply.Read[0].Value, id)
 	if err == nil && r.Outcome != nil && len(r.Outcome.Body) == 0 {
 		r.Outcome.Body = reply.Read[1].Value
 	}
@@ -44,9 +44,9 @@ func (c *Claims) Look(ctx context.Context, st store.Store, id string, generation
 	return r, err
 }
 
-// ReadRecord reads a record as it is stored.
-func ReadRecord(b []byte) (Recorded, error) {
-	r, err := decodeRecord(b)
+// ReadRecord reads a job's record as it is stored.
+func ReadRecord(b []byte, id string) (Recorded, error) {
+	r, err := decodeRecord(b, id)
 	if err != nil {
 		return Recorded{}, err
 	}

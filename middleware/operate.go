@@ -58,7 +58,7 @@ func (c *Claims) operate(ctx context.Context, id string, generation int, s step,
 			if bytes.Equal(kv.Value, sent) { // the client sent it twice, and the first was done
 				return write, nil
 			}
-			if old, err = decodeRecord(kv.Value); err != nil {
+			if old, err = decodeRecord(kv.Value, id); err != nil {
 				return 0, err
 			}
 		}
@@ -66,10 +66,7 @@ func (c *Claims) operate(ctx context.Context, id string, generation int, s step,
 		if a != write {
 			return a, nil
 		}
-		b, err := next.encode()
-		if err != nil {
-			return 0, err
-		}
+		b := next.encode(id)
 		r, err := c.st.Txn(ctx, store.Txn{
 			If:   []store.Cond{{Key: key, Revision: kv.Revision}},
 			Then: []store.Op{store.Put(key, b, ttl)},

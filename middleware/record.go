@@ -1,7 +1,6 @@
 package middleware
 
 import (
-	"bytes"
 	"fmt"
 	"time"
 
@@ -23,6 +22,7 @@ type record struct {
 	Err      string        `cbor:"8,keyasint,omitempty"` // of the last failed attempt
 	Outcome  *job.Outcome  `cbor:"9,keyasint,omitempty"`
 	Apart    bool          `cbor:"10,keyasint,omitempty"` // the outcome's body lies under a key of its own, which expires earlier
+	IDs      int           `cbor:"11,keyasint,omitempty"` // as stored: which parts are the job's id and left out; see encode
 }
 
 // first is the record of a job's first claim.
@@ -33,19 +33,8 @@ func first(nonce string, lease time.Duration) record {
 // recordVersion is the first byte of every record. A sidecar refuses versions that it does not know.
 const recordVersion = 1
 
-func (r *record) encode() ([]byte, error) {
-	var b bytes.Buffer
-	if o := r.Outcome; o != nil {
-		b.Grow(512 + len(o.Body) + o.Header.Size())
-	}
-	b.WriteByte(recordVersion)
-	if err := cbor.MarshalToBuffer(r, &b); err != nil {
-		return nil, fmt.Errorf("encode record: %w", err)
-	}
-	return b.Bytes(), nil
-}
-
-func decodeRecord(b []byte) (*record, error) {
+// decodeRecord reads what encode has written under a key that holds id.
+func decodeRecord(b []byte, id string) (*record, error) {
 	if len(b) == 0 || b[0] != recordVersion {
 		return nil, fmt.Errorf("record has format %d, this sidecar knows %d: upgrade it", version(b), recordVersion)
 	}
@@ -56,6 +45,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if r.State < running || r.State > waiting || (r.State == done) != (r.Outcome != nil) {
 		return nil, fmt.Errorf("record is in state %d: not one that this sidecar knows", r.State)
 	}
+	r.restore(id)
 	return r, nil
 }
 

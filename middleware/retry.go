@@ -2,7 +2,6 @@ package middleware
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -45,7 +44,7 @@ func Retry(p RetryPolicy, sink event.Sink) Stage {
 		return func(ctx context.Context, x *job.Exchange) error {
 			for {
 				err := next(ctx, x)
-				if errors.As(err, new(*job.Park)) {
+				if parked(err) != nil {
 					return err // no attempt, and not over
 				}
 				sink.Emit(event.Event{Type: event.Attempted, Time: time.Now(), Job: x.Job, Kind: job.KindOf(err), Err: err, Attempt: x.Job.Attempt, Duration: took(x), Unclaimed: x.Unclaimed})

@@ -151,11 +151,8 @@ func TestLives(t *testing.T) {
 			case next.Attempts < 0:
 				t.Fatalf("%d attempts: %v", next.Attempts, told)
 			}
-			b, err := next.encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r, err = decodeRecord(b); err != nil {
+			var err error
+			if r, err = decodeRecord(next.encode("id"), "id"); err != nil {
 				t.Fatalf("%v: %v", err, told)
 			}
 		}
