@@ -348,7 +348,8 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 	if err != nil {
 		worker = "wasmsidecar"
 	}
-	bytes := router.NewBytes(messageBytes())
+	most := messageBytes()
+	bytes := router.NewBytes(most)
 	var routes []router.Route
 	var breakers []*middleware.Breakers
 	for _, r := range s.cfg.Routes {
@@ -389,7 +390,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		}
 		src := transport.SourceConfig{
 			Route: r.Name, Subject: r.From, Limit: router.MaxOut(r.Concurrency), Lease: r.Lease, DrainBudget: min(5*time.Second, s.cfg.Drain.Timeout),
-			Sole: r.Order == "key",
+			Bytes: most / int64(len(s.cfg.Routes)), Sole: r.Order == "key",
 		}
 		open := func(ctx context.Context) (transport.Source, error) { return p.transport.Source(ctx, src) }
 		if s.cfg.OrderedByLease(r) {

@@ -113,6 +113,9 @@ type SourceConfig struct {
 	Route   string // the route's name; names durable consumers
 	Subject string // where jobs come from; NATS wildcards only where Features.Wildcards says so
 	Limit   int    // most deliveries out at once, left ones included; > 0
+	// Bytes is how much should be on its way from the broker at once, unless one message alone is more; 0 for the source's own bound. It
+	// is not heeded where the broker cannot bound bytes, nor where the source bounds them itself.
+	Bytes int64
 	// Lease is how long the broker waits for a silent owner before it gives its messages to another; 0 for the default of 30 s.
 	Lease time.Duration
 	// Sole says that the source is to be the only one of its group, as the owner of a route's order is. What others, earlier ones

@@ -21,6 +21,12 @@ const (
 	rebindPause = 250 * time.Millisecond
 	// disconnectedPatience is how long fetch waits for a lost connection before it tells its caller.
 	disconnectedPatience = 2 * time.Second
+	// pullBytes is how much a pull may have on its way where nothing else is said.
+	pullBytes = 64 << 20
+	// pullRoom is what a message takes besides what max_payload bounds, its subjects, by the server's count at most.
+	pullRoom = 8 << 10
+	// plainLeast is how many messages a request should be able to ask for; see pull.ask.
+	plainLeast = 64
 )
 
 // target is a consumer as bind found or made it.
@@ -42,7 +48,7 @@ type arrived struct {
 }
 
 // pull reads one consumer by pull requests. The credit that the server holds, together with what has arrived and was not
-// fetched yet, never exceeds the limit of the last fetch.
+// fetched yet, never exceeds the limit of the last fetch; and what is on its way never exceeds bytes, unless a message alone does.
 //
 // Requests belong to a generation: a consumer found or made, and an inbox of its own. Whatever casts doubt on the count of
 // credit (another connection, a deleted consumer, silence) ends the generation, and its inbox with it, which the server takes
@@ -50,9 +56,11 @@ type arrived struct {
 type pull struct {
 	t    *Transport
 	what string // in errors: what is fetched
-	bind func(ctx context.Context) (*target, error)
-	wake chan struct{}
-	done chan struct{}
+	// bytes is how much may be on its way; set before the first fetch.
+	bytes int64
+	bind  func(ctx context.Context) (*target, error)
+	wake  chan struct{}
+	done  chan struct{}
 
 	mu      sync.Mutex
 	closed  bool
@@ -71,10 +79,15 @@ type generation struct {
 	ended  chan struct{} // closed when the subscription has handed over its last message
 	credit int           // asked for and not arrived
 	heard  time.Time
+
+	bounded bool  // the request that is out, the only one then, has a max_bytes,
+	left    int64 // of which so much is left,
+	got     bool  // and it has brought something
+	lone    bool  // the next request is for one message of any size
 }
 
 func newPull(t *Transport, what string, bind func(context.Context) (*target, error)) *pull {
-	p := &pull{t: t, what: what, bind: bind, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &pull{t: t, what: what, bytes: pullBytes, bind: bind, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	t.mu.Lock()
 	t.pulls[p] = struct{}{}
 	t.mu.Unlock()
@@ -231,22 +244,43 @@ func (p *pull) end(g *generation) {
 }
 
 // ask requests as many messages as are missing to limit, unless most of them are asked for already.
+//
+// Requests that cannot bring more than bytes, be each message as large as the server takes them, are plain ones. Where these would be
+// too small, one request at a time has a max_bytes: the server ends a request whose max_bytes is used up exactly without telling, and
+// of several it does not tell which one a message came by.
 func (p *pull) ask(limit int) {
 	p.mu.Lock()
 	g := p.gen
-	if g == nil || p.stale || p.closed {
+	if g == nil || p.stale || p.closed || g.bounded {
 		p.mu.Unlock()
 		return
 	}
 	n := limit - g.credit - len(p.ready)
+	largest := max(p.t.nc.MaxPayload(), 0) + pullRoom
+	if most := int(max(p.bytes/largest, 1)); g.lone {
+		n = min(n, 1)
+	} else if n+g.credit > most {
+		if most >= plainLeast {
+			limit, n = most, most-g.credit
+		} else if g.credit == 0 {
+			g.bounded, g.left, g.got = true, max(p.bytes, largest), false
+		} else {
+			n = 0
+		}
+	}
 	if n <= 0 || g.credit > 0 && n < (limit+3)/4 {
 		p.mu.Unlock()
 		return
 	}
+	g.lone = false
 	g.credit += n
 	g.heard = time.Now()
 	b := append(p.request[:0], `{"batch":`...)
 	b = strconv.AppendInt(b, int64(n), 10)
+	if g.bounded {
+		b = append(b, `,"max_bytes":`...)
+		b = strconv.AppendInt(b, g.left, 10)
+	}
 	b = append(b, `,"expires":`...)
 	b = strconv.AppendInt(b, int64(pullExpires), 10)
 	b = append(b, `,"idle_heartbeat":`...)
@@ -266,9 +300,7 @@ func (p *pull) take(g *generation, m *nats.Msg) {
 	if x, ok := parseMeta(m.Reply); ok {
 		p.mu.Lock()
 		g.heard = now
-		if g.credit > 0 {
-			g.credit--
-		}
+		g.arrives(m)
 		p.ready = append(p.ready, arrived{msg: m, meta: x, to: g.to, at: now})
 		p.mu.Unlock()
 		p.signal()
@@ -284,6 +316,10 @@ func (p *pull) take(g *generation, m *nats.Msg) {
 		return
 	case err == nil: // a request has ended with so many messages missing
 		g.credit = max(0, g.credit-missing)
+		if g.bounded {
+			// A message that alone is more than max_bytes would end each request like it.
+			g.bounded, g.credit, g.lone = false, 0, !g.got && status == "409"
+		}
 	default:
 		p.t.log.Debug("pull request refused", "what", p.what, "status", status, "description", m.Header.Get("Description"))
 		if g == p.gen {
@@ -296,6 +332,20 @@ func (p *pull) take(g *generation, m *nats.Msg) {
 		}
 	}
 	p.signal()
+}
+
+// arrives takes a message off the credit. The pull's mutex is held.
+func (g *generation) arrives(m *nats.Msg) {
+	if g.credit > 0 {
+		g.credit--
+	}
+	if g.bounded {
+		g.got, g.left = true, g.left-int64(m.Size())
+		if g.left <= 0 {
+			g.credit = 0
+		}
+		g.bounded = g.credit > 0
+	}
 }
 
 // close stops asking and returns what has arrived and was never fetched.

@@ -66,6 +66,9 @@ func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (tra
 		s.lease = t.cfg.Lease
 	}
 	s.pull = newPull(t, fmt.Sprintf("jobs of route %q from %q", cfg.Route, cfg.Subject), s.bind)
+	if cfg.Bytes > 0 {
+		s.pull.bytes = cfg.Bytes
+	}
 	s.acks = newSettler(t)
 	if err := s.pull.begin(ctx); err != nil {
 		_ = s.Close(ctx)
