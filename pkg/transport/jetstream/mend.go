@@ -24,8 +24,10 @@ const (
 	// restartPause follows a restart, longer each time, until the server has been sound for as long as restartPauseMax.
 	restartPause    = time.Second
 	restartPauseMax = time.Minute
-	// scarceEvery is how often the disk is asked for its free space at most: every write asks here.
+	// scarceEvery is how often the disk is asked for its free space at most, as every write asks here; but every time once there is less
+	// than scarceNear beside what is kept, which can be written within that.
 	scarceEvery = 10 * time.Millisecond
+	scarceNear  = 128 << 20
 )
 
 // Err says what keeps the server from storing messages, and what to do; nil where nothing does.
@@ -53,10 +55,13 @@ func (e *Server) scarce() error {
 		return nil
 	}
 	free, total := space(e.cfg.Dir)
-	if keep := kept(total); free < keep {
+	keep := kept(total)
+	if free < keep {
 		return e.fullError(free, total)
 	}
-	e.ample.Store(int64(now + scarceEvery))
+	if free > keep+scarceNear {
+		e.ample.Store(int64(now + scarceEvery))
+	}
 	return nil
 }
 
