@@ -18,10 +18,11 @@ import (
 const (
 	requestPrefix = "request."
 	requestQueue  = "wasmsidecar"
-	// requestsAtOnce is how many requests are being stored at once; more wait in the subscription, and beyond its bound the
-	// server drops them, which their senders see as a timeout.
+	// requestsAtOnce is how many requests are being stored at once; more wait in the subscription, and beyond its bounds, in
+	// number and in bytes, the client drops them, which their senders see as a timeout.
 	requestsAtOnce = 256
-	requestsWait   = 4096
+	requestsWait   = 65_536
+	requestBytes   = 64 << 20
 )
 
 // requests turns core requests into jobs.
@@ -65,7 +66,7 @@ func (t *Transport) ServeRequests(ctx context.Context, subject string) (io.Close
 	}
 	r.sub = sub
 	sub.SetClosedHandler(func(string) { close(r.ended) })
-	if err := sub.SetPendingLimits(requestsWait, -1); err != nil {
+	if err := sub.SetPendingLimits(requestsWait, requestBytes); err != nil {
 		stop()
 		return nil, fmt.Errorf("serve requests to %q: %w", requestPrefix+subject, err)
 	}

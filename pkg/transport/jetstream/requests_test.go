@@ -53,6 +53,42 @@ func TestRequestIsAnsweredByTheResult(t *testing.T) {
 	}
 }
 
+// Many that ask at once are all heard, though they come faster than they are stored.
+func TestManyRequestsAtOnce(t *testing.T) {
+	t.Parallel()
+	const n = 10_000
+	srv := embed(t, EmbedConfig{Listen: "127.0.0.1:0"})
+	tr := open(t, dial(t, srv.ConnectConfig()))
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	serving, err := tr.ServeRequests(t.Context(), "jobs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range requestsAtOnce { // as if that many were being stored
+		serving.(*requests).slots <- struct{}{}
+	}
+	nc := dial(t, ConnectConfig{URLs: []string{srv.ClientURL()}})
+	for range n {
+		if err := nc.Publish("request.jobs", []byte("hi")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "all requests wait", func() bool { // one is in the hand of whoever waits for a slot
+		waiting, _, err := serving.(*requests).sub.Pending()
+		dropped, derr := serving.(*requests).sub.Dropped()
+		if err != nil || derr != nil || dropped > 0 {
+			t.Fatalf("%d requests were dropped: %v, %v", dropped, err, derr)
+		}
+		return waiting >= n-1
+	})
+	for range requestsAtOnce {
+		<-serving.(*requests).slots
+	}
+	if err := serving.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRequestThatCannotBeStored(t *testing.T) {
 	t.Parallel()
 	tr := local(t)
