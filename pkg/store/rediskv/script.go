@@ -28,7 +28,7 @@ import (
 // each by itself, which share what they cost together: a job's claim or outcome is one of them. Where the store lies beside a stream
 // whose entry the transaction ends, the entry's result is published with it, and all such entries are settled at last. What cannot be
 // published is left to the caller, who then sees why.
-// KEYS: counter, watch, expiries; with endings the stream and that of results; the keys. ARGV: ttl in ms; 1 to read; the stream's
+// KEYS: counter, watch, expiries; with endings the stream, that of results and the hash that counts what is settled; the keys. ARGV: ttl in ms; 1 to read; the stream's
 // group, "" without endings; for each key: revision wanted, "" for absent, "*" for any; nonce and value; with endings the entry's id, and
 // what to give XADD behind the stream as a MessagePack list, "" for nothing.
 // Returns a letter for each key, 16 bytes for each key, and what the letters call for. c: the condition fails; v: so it does, and here
@@ -37,7 +37,7 @@ import (
 const luaSwap = `
 local px, read, group = ARGV[1], ARGV[2] == '1', ARGV[3]
 local first, width = 3, 2
-if group ~= '' then first, width = 5, 4 end
+if group ~= '' then first, width = 6, 4 end
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local has = redis.call('MGET', KEYS[1], KEYS[2])
@@ -98,8 +98,10 @@ end
 if wrote then redis.call('SET', KEYS[1], rev) end
 out[1], out[2] = table.concat(states), table.concat(heads)
 if #ids > 0 then
-  local ok = type(redis.pcall('XACK', KEYS[4], group, unpack(ids))) == 'number'
+  local n = redis.pcall('XACK', KEYS[4], group, unpack(ids))
+  local ok = type(n) == 'number'
   if not ok or type(redis.pcall('XDEL', KEYS[4], unpack(ids))) ~= 'number' then out[1] = string.gsub(out[1], 'a', 'd') end
+  if ok and n > 0 then redis.pcall('HINCRBY', KEYS[6], 'settled:' .. group, n) end
 end
 return out`
 

@@ -95,8 +95,10 @@ func TestRepeatedByTheClient(t *testing.T) {
 // along is an ending as redisstream makes them.
 type along struct{ stream, id, results, add string }
 
-func (a along) Entry() (stream, group, id string) { return a.stream, "g", a.id }
-func (a along) Add() (stream, args string)        { return a.results, a.add }
+func (a along) Entry() (stream, group, id, counts string) {
+	return a.stream, "g", a.id, "wasm:{" + a.stream + "}:count"
+}
+func (a along) Add() (stream, args string) { return a.results, a.add }
 
 // addOne is XADD's "* a b" as a MessagePack list.
 const addOne = "\x93\xa1*\xa1a\xa1b"

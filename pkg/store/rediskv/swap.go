@@ -30,12 +30,14 @@ type swapHead struct {
 	ttl                    time.Duration
 	read                   bool
 	stream, group, results string // of their endings; "" without
+	counts                 string // follows from stream
 }
 
 // ending is what a transport in the same Redis has done along with a transaction. redisstream makes such.
 type ending interface {
-	// Entry is the entry of a stream that is to be acknowledged and deleted.
-	Entry() (stream, group, id string)
+	// Entry is the entry of a stream that is to be acknowledged and deleted, and a hash on its slot that counts such under
+	// settled:<group>.
+	Entry() (stream, group, id, counts string)
 	// Add is a stream that is to get an entry, and what follows its name in XADD as a MessagePack list; "" and "" for none.
 	Add() (stream, args string)
 }
@@ -60,13 +62,13 @@ func (s *Store) swap(x *swap, n *names, t store.Txn) {
 	load = append(load, o.Value...)
 	x.load = unsafe.String(unsafe.SliceData(load), len(load)) // nobody else has load
 	if e, ok := t.Along.(ending); ok && !x.read && time.Now().UnixNano() >= s.batch.apart.Load() {
-		stream, group, id := e.Entry()
+		stream, group, id, counts := e.Entry()
 		results, add := e.Add()
 		if results == "" {
 			results = stream
 		}
 		if s.beside(n, stream) && s.beside(n, results) {
-			x.stream, x.group, x.results, x.id, x.add = stream, group, results, id, add
+			x.stream, x.group, x.results, x.counts, x.id, x.add = stream, group, results, counts, id, add
 		}
 	}
 }
@@ -93,10 +95,10 @@ func swaps(calls []*call) []any {
 	if h.read {
 		read = "1"
 	}
-	args := append(make([]any, 0, 11+5*len(calls)), nil, nil, nil, h.names.counter, &h.names.watch, &h.names.expiries)
+	args := append(make([]any, 0, 12+5*len(calls)), nil, nil, nil, h.names.counter, &h.names.watch, &h.names.expiries)
 	if h.group != "" {
-		keys = 5
-		args = append(args, &h.stream, &h.results)
+		keys = 6
+		args = append(args, &h.stream, &h.results, &h.counts)
 	}
 	args[2] = keys + len(calls)
 	for _, c := range calls {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -63,6 +64,22 @@ func runSuite(t *testing.T, protocol string) {
 			cl, _ := admin(t, brokers)
 			if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: subject, Value: body}).FirstErr(); err != nil {
 				t.Fatalf("produce: %v", err)
+			}
+		},
+		Trim: func(t testing.TB, subject string, keep int) {
+			_, adm := admin(t, brokers)
+			ends, err := adm.ListEndOffsets(t.Context(), subject)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, left := kadm.Offsets{}, int64(keep)
+			ends.Each(func(o kadm.ListedOffset) { // one partition has all, as none has a key
+				keep := min(left, o.Offset)
+				left -= keep
+				at.Add(kadm.Offset{Topic: subject, Partition: o.Partition, At: o.Offset - keep})
+			})
+			if _, err := adm.DeleteRecords(t.Context(), at); err != nil {
+				t.Fatal(err)
 			}
 		},
 		RecreateSubject: func(t testing.TB, subject string) {

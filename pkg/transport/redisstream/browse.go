@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,7 +92,7 @@ func (t *Transport) Discard(ctx context.Context, subject string, ms ...*transpor
 	if len(ms) == 0 {
 		return nil
 	}
-	ids := make([]string, len(ms))
+	ids := make([]any, len(ms))
 	for i, m := range ms {
 		id, ok := strings.CutPrefix(m.Position, subject+"/")
 		if !ok {
@@ -99,8 +100,12 @@ func (t *Transport) Discard(ctx context.Context, subject string, ms ...*transpor
 		}
 		ids[i] = id
 	}
-	if err := t.client.XDel(ctx, subject, ids...).Err(); err != nil {
-		return fail("discard from stream", subject, err)
+	k := keysOf(subject)
+	for part := range slices.Chunk(ids, settleBatch) {
+		err := discardScript.Run(ctx, t.client, []string{k.stream, k.count}, append([]any{t.cfg.Group}, part...)...).Err()
+		if err != nil && !isNil(err) {
+			return fail("discard from stream", subject, err)
+		}
 	}
 	return nil
 }

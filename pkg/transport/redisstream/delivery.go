@@ -18,6 +18,7 @@ type delivery struct {
 	msg         transport.Message
 	redelivered bool
 
+	gone    bool // the entry is no longer in the stream and nobody has its message
 	lost    atomic.Bool
 	settled atomic.Bool
 	// until is when the lease ends at the earliest, in the source's time. Before then no other can have claimed the entry.
@@ -82,7 +83,7 @@ func (d *delivery) Retry(ctx context.Context, after time.Duration, moved *transp
 		return fmt.Errorf("move message of stream %q: %w: %d fields, of which a script takes %d",
 			s.stream, transport.ErrTooLarge, (len(args)-4)/2, maxFields/2)
 	}
-	ours, err := moveScript.Run(ctx, s.t.client, []string{s.keys.stream, s.keys.due, s.keys.moved}, args...).Int()
+	ours, err := moveScript.Run(ctx, s.t.client, []string{s.keys.stream, s.keys.due, s.keys.moved, s.keys.count}, args...).Int()
 	switch {
 	case noGroup(err):
 		// The group went and the entry's state with it: it is delivered again if the stream still has it.

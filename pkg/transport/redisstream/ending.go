@@ -41,8 +41,10 @@ func (p *publisher) Ending(ctx context.Context, d transport.Delivery, m *transpo
 	return &ending{d: mine, stream: m.Subject, add: pack(p.entry(ctx, room[:0], m), m.Size())}
 }
 
-// Entry is what is acknowledged and deleted.
-func (e *ending) Entry() (stream, group, id string) { return e.d.src.stream, e.d.src.group, e.d.id }
+// Entry is what is acknowledged and deleted, and the hash that counts such under settled:<group>.
+func (e *ending) Entry() (stream, group, id, counts string) {
+	return e.d.src.stream, e.d.src.group, e.d.id, e.d.src.keys.count
+}
 
 // Add is the stream that gets an entry, and what follows its name in XADD as a MessagePack list; "" and "" for none.
 func (e *ending) Add() (stream, args string) { return e.stream, e.add }

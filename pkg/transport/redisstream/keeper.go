@@ -26,7 +26,7 @@ func (s *source) wakeKeeper() {
 	}
 }
 
-// keep moves messages that have become due to the stream and removes consumers that are gone. It runs until Close.
+// keep moves messages that have become due to the stream, looks for those that were lost, and removes consumers that are gone. It runs until Close.
 func (s *source) keep() {
 	defer close(s.keeperDone)
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -40,8 +40,10 @@ func (s *source) keep() {
 	}()
 	// Not all at once when many start together.
 	sweep := time.Now().Add(sweepEvery/2 + rand.N(sweepEvery))
+	var look time.Time
 	for ctx.Err() == nil {
 		wait := s.moveDue(ctx)
+		look = s.lookAfter(ctx, look)
 		if now := time.Now(); now.After(sweep) {
 			sweep = now.Add(sweepEvery/2 + rand.N(sweepEvery))
 			s.sweep(ctx)

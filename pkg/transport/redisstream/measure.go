@@ -19,6 +19,12 @@ const relayCount = 100
 // Relay implements transport.Measured by XREADGROUP and a pipeline of XADD, XACK and XDEL.
 func (t *Transport) Relay(ctx context.Context, from, to string, n int) (time.Duration, error) {
 	var began time.Time
+	settled := int64(0)
+	defer func() { // one number at last, instead of the scripts that count each time
+		if err := t.client.HIncrBy(context.WithoutCancel(ctx), keysOf(from).count, "settled:"+t.cfg.Group, settled).Err(); err != nil {
+			t.log.Debug("what was relayed is not counted", "stream", from, "err", err)
+		}
+	}()
 	args := &redis.XReadGroupArgs{Group: t.cfg.Group, Consumer: t.consumer(), Streams: []string{from, ">"}, Count: relayCount, Block: t.cfg.Block}
 	for left := n; n == 0 || left > 0; {
 		read, err := t.client.XReadGroup(ctx, args).Result()
@@ -51,6 +57,7 @@ func (t *Transport) Relay(ctx context.Context, from, to string, n int) (time.Dur
 			return 0, fail("relay from stream", from, err)
 		}
 		left -= len(ids)
+		settled += int64(len(ids))
 	}
 	return time.Since(began), nil
 }
@@ -59,7 +66,7 @@ func (t *Transport) Relay(ctx context.Context, from, to string, n int) (time.Dur
 func (t *Transport) Remove(ctx context.Context, subjects ...string) error {
 	for _, s := range subjects {
 		k := keysOf(s)
-		if err := t.client.Unlink(ctx, k.stream, k.due, k.moved).Err(); err != nil {
+		if err := t.client.Unlink(ctx, k.stream, k.due, k.moved, k.count).Err(); err != nil {
 			return fail("remove stream", s, err)
 		}
 	}

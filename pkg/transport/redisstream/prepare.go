@@ -80,11 +80,13 @@ func (t *Transport) prepareSource(ctx context.Context, stream string) error {
 	if err := checkName(stream); err != nil {
 		return fmt.Errorf("prepare stream: %w", err)
 	}
-	if _, err := t.makeGroup(ctx, stream); err != nil {
+	made, err := t.makeGroup(ctx, stream)
+	if err != nil {
 		return err
 	}
 	k := keysOf(stream)
 	pipe := t.client.Pipeline()
+	pipe.HIncrBy(ctx, k.count, "settled:"+t.cfg.Group, 0)
 	pipe.XAck(ctx, stream, t.cfg.Group, "0-0")
 	pipe.XDel(ctx, stream, "0-0")
 	pipe.XPending(ctx, stream, t.cfg.Group)
@@ -92,6 +94,9 @@ func (t *Transport) prepareSource(ctx context.Context, stream string) error {
 	pipe.ZCard(ctx, k.due)
 	pipe.HLen(ctx, k.moved)
 	if _, err := pipe.Exec(ctx); err != nil && !isNil(err) && !noGroup(err) {
+		return failStart("prepare stream", stream, err)
+	}
+	if err := t.look(ctx, stream, made); err != nil {
 		return failStart("prepare stream", stream, err)
 	}
 	if err := dueScript.Run(ctx, t.client, []string{k.stream, k.due, k.moved}, dueBatch, dueBytes).Err(); err != nil {

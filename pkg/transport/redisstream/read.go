@@ -114,7 +114,7 @@ func (s *source) take(es []entry, sent int64, redelivered bool) []*delivery {
 		return nil
 	}
 	out := make([]*delivery, 0, len(es))
-	size := 0
+	size, gone := 0, int64(0)
 	for i := range es {
 		e := &es[i]
 		size += e.size()
@@ -125,11 +125,19 @@ func (s *source) take(es []entry, sent int64, redelivered bool) []*delivery {
 		d.until.Store(sent + int64(s.lease))
 		d.touched.Store(s.now())
 		if e.gone {
+			d.gone = true
 			d.Ack() // takes it off the group's list
+			gone++
 			continue
 		}
 		decode(&d.msg, s.stream, e.fields)
 		out = append(out, d)
+	}
+	switch {
+	case gone > 0 && s.t.uncounted.Load():
+		s.t.lost(s.stream, gone)
+	case gone > 0:
+		s.missing.Store(true)
 	}
 	s.average = max(size/len(es), (3*s.average+size/len(es)+3)/4) // up at once, down slowly
 	if s.suspect != "" && len(es) > 0 && !redelivered && less(s.suspect, es[len(es)-1].id) {
@@ -231,6 +239,9 @@ func (s *source) own(ctx context.Context, ids []any, idle time.Duration) ([]*del
 		if es[i].gone && es[i].id == "" && len(es) == n { // Redis 6.2 answers null in the place of an entry that was deleted
 			es[i].id, _ = ids[i].(string)
 		}
+	}
+	if len(es) < n {
+		s.missing.Store(true) // or another was faster
 	}
 	return s.take(es, sent, true), nil
 }

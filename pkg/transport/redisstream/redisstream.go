@@ -20,7 +20,8 @@
 // # Keys
 //
 // Beside the streams there are two keys for each job stream on which a job was ever delayed: wasm:{<stream>}:due:<stream>, a
-// sorted set, and wasm:{<stream>}:moved:<stream>, a hash. They hold the messages that Retry has moved, until they are due.
+// sorted set, and wasm:{<stream>}:moved:<stream>, a hash. They hold the messages that Retry has moved, until they are due. A third one,
+// wasm:{<stream>}:count:<stream>, a hash, counts what was settled, so that what was trimmed can be told.
 package redisstream
 
 import (
@@ -86,7 +87,11 @@ type Transport struct {
 	readers int             // sources and tails that hold a connection
 	seq     int             // makes the consumers of one process differ
 
-	remade atomic.Int64 // groups that were found gone
+	calls map[string]string // by stream: the name of the last look that was not answered
+
+	remade    atomic.Int64 // groups that were found gone
+	gaps      atomic.Int64 // entries that were lost
+	uncounted atomic.Bool  // the server does not count entries: those are lost that are found missing
 }
 
 var _ transport.Transport = (*Transport)(nil)
@@ -121,7 +126,7 @@ func Open(_ context.Context, cfg Config) (*Transport, error) {
 		}
 		cfg.Consumer = host + "-" + strconv.Itoa(os.Getpid()) + "-" + rand.Text()[:8]
 	}
-	t := &Transport{cfg: cfg, client: cfg.Client, log: cfg.Log, jobs: make(map[string]bool)}
+	t := &Transport{cfg: cfg, client: cfg.Client, log: cfg.Log, jobs: make(map[string]bool), calls: make(map[string]string)}
 	t.maxBytes.Store(defaultMaxBytes)
 	t.pub = newPublisher(t)
 	return t, nil
@@ -243,7 +248,7 @@ func (t *Transport) isJob(subject string) bool {
 }
 
 // keys are those that belong to one job stream and share its slot.
-type keys struct{ stream, due, moved string }
+type keys struct{ stream, due, moved, count string }
 
 // keysOf names them. The tag in braces makes Redis Cluster place them where the stream is.
 func keysOf(stream string) keys {
@@ -252,6 +257,7 @@ func keysOf(stream string) keys {
 		stream: stream,
 		due:    fmt.Sprintf("wasm:{%s}:due:%s", tag, stream),
 		moved:  fmt.Sprintf("wasm:{%s}:moved:%s", tag, stream),
+		count:  fmt.Sprintf("wasm:{%s}:count:%s", tag, stream),
 	}
 }
 
@@ -270,5 +276,8 @@ func (t *Transport) Depth(ctx context.Context, subject string) (int64, error) {
 	return n, nil
 }
 
-// Losses counts groups that were made again.
-func (t *Transport) Losses() transport.Losses { return transport.Losses{Remade: t.remade.Load()} }
+// Losses counts entries that left their stream before they were done, and groups that were made again. Before Redis 7 only such entries
+// are counted as were handed out before.
+func (t *Transport) Losses() transport.Losses {
+	return transport.Losses{Gaps: t.gaps.Load(), Remade: t.remade.Load()}
+}

@@ -8,7 +8,8 @@ import "github.com/redis/go-redis/v9"
 // holdScript sets the idle time of entries, which keeps them (0) or lets anyone claim them at once (a day).
 //
 // An entry that nobody holds although the group has given it out was dropped with its consumer; it would never come back, so
-// it is taken up again. An entry that was deleted, taken by another, or not yet given out by a group made anew is lost.
+// it is taken up again. One that was trimmed is left as it is while it is held: Redis 7 would take it off the group's list. An entry that
+// was deleted, taken by another, or not yet given out by a group made anew is lost.
 //
 // KEYS stream; ARGV group, consumer, idle milliseconds, ids. Returns the ids that are lost.
 var holdScript = redis.NewScript(`
@@ -28,11 +29,18 @@ local function given(id)
   end
   return false
 end
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+local function trimmed(id)
+  if not oldest then return true end
+  local ms, seq = split(id)
+  local oms, oseq = split(oldest[1])
+  return ms < oms or (ms == oms and seq < oseq)
+end
 local lost = {}
 for i = 4, #ARGV do
   local id = ARGV[i]
   if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[3], 'JUSTID')
+    if not trimmed(id) then redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[3], 'JUSTID') end
   elseif #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1) == 0
       and #redis.call('XRANGE', KEYS[1], id, id) > 0 and given(id) then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[3], 'FORCE', 'JUSTID')
@@ -43,25 +51,44 @@ end
 return lost
 `)
 
+// settleScript acknowledges and deletes entries, whoever holds them.
+//
+// KEYS stream, counts; ARGV group, ids.
+var settleScript = redis.NewScript(luaCount + `
+local n = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+count(n)
+`)
+
+// discardScript deletes entries, which if the stream is one of jobs are no loss.
+//
+// KEYS stream, counts; ARGV group, ids.
+var discardScript = redis.NewScript(luaCount + `
+local n = redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+if redis.call('EXISTS', KEYS[2]) == 1 then count(n) end
+`)
+
 // ackScript acknowledges and deletes those entries that the consumer still holds.
 //
-// KEYS stream; ARGV group, consumer, ids.
-var ackScript = redis.NewScript(`
+// KEYS stream, counts; ARGV group, consumer, ids.
+var ackScript = redis.NewScript(luaCount + `
+local n = 0
 for i = 3, #ARGV do
   local id = ARGV[i]
   if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
-    redis.call('XACK', KEYS[1], ARGV[1], id)
+    n = n + redis.call('XACK', KEYS[1], ARGV[1], id)
     redis.call('XDEL', KEYS[1], id)
   end
 end
+count(n)
 `)
 
 // moveScript writes a message again, now or later, and settles the entry that it replaces. A call that is repeated because its
 // reply was cut off finds the work done.
 //
-// KEYS stream, due, moved; ARGV group, consumer, id, delay in milliseconds, names and values. Returns 0 when the entry is not
+// KEYS stream, due, moved, counts; ARGV group, consumer, id, delay in milliseconds, names and values. Returns 0 when the entry is not
 // the consumer's.
-var moveScript = redis.NewScript(`
+var moveScript = redis.NewScript(luaCount + `
 local id, after = ARGV[3], tonumber(ARGV[4])
 if redis.call('HEXISTS', KEYS[3], id) == 1 then return 1 end
 if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 0 then return 0 end
@@ -74,7 +101,7 @@ else
   redis.call('HSET', KEYS[3], id, cmsgpack.pack(fields))
   redis.call('ZADD', KEYS[2], string.format('%.0f', now[1] * 1000 + math.ceil(now[2] / 1000) + after), id)
 end
-redis.call('XACK', KEYS[1], ARGV[1], id)
+count(redis.call('XACK', KEYS[1], ARGV[1], id))
 redis.call('XDEL', KEYS[1], id)
 return 1
 `)

@@ -174,26 +174,32 @@ func (st *settler) writeAcks(ctx context.Context, ds []*delivery) error {
 	// An entry whose lease may have run out can be another's by now, and then it is not ours to delete. The margin covers the
 	// way to the server.
 	limit := s.now() + int64(s.lease/4)
-	safe, unsure := make([]string, 0, len(ds)), []any{s.group, s.consumer}
+	safe, unsure := append(make([]any, 0, len(ds)+1), s.group), []any{s.group, s.consumer}
+	var gone []string
 	for _, d := range ds {
 		switch {
 		case d.lost.Load():
+		case d.gone:
+			gone = append(gone, d.id)
 		case d.until.Load() > limit:
 			safe = append(safe, d.id)
 		default:
 			unsure = append(unsure, d.id)
 		}
 	}
-	if len(safe) > 0 {
-		pipe := s.t.client.Pipeline()
-		pipe.XAck(ctx, s.stream, s.group, safe...)
-		pipe.XDel(ctx, s.stream, safe...)
-		if _, err := pipe.Exec(ctx); err != nil {
+	keys := []string{s.stream, s.keys.count}
+	if len(gone) > 0 {
+		if err := s.t.client.XAck(ctx, s.stream, s.group, gone...).Err(); err != nil {
+			return fail("acknowledge entries of stream", s.stream, err)
+		}
+	}
+	if len(safe) > 1 {
+		if err := settleScript.Run(ctx, s.t.client, keys, safe...).Err(); err != nil && !isNil(err) {
 			return fail("acknowledge entries of stream", s.stream, err)
 		}
 	}
 	if len(unsure) > 2 {
-		err := ackScript.Run(ctx, s.t.client, []string{s.stream}, unsure...).Err()
+		err := ackScript.Run(ctx, s.t.client, keys, unsure...).Err()
 		if err != nil && !isNil(err) && !noGroup(err) {
 			return fail("acknowledge entries of stream", s.stream, err)
 		}

@@ -64,6 +64,7 @@ type source struct {
 	keeperWake chan struct{}
 	keeperDone chan struct{}
 	regroup    atomic.Bool // the group may be gone
+	missing    atomic.Bool // entries that were to be claimed have left the stream
 
 	mu   sync.Mutex
 	held map[string]*delivery // handed out or waiting to be, until their settlement is written
@@ -314,6 +315,11 @@ func (s *source) makeGroup(ctx context.Context) error {
 	made, err := s.t.makeGroup(ctx, s.stream)
 	if err != nil {
 		return err
+	}
+	if made {
+		if err := s.t.look(ctx, s.stream, true); err != nil {
+			return err
+		}
 	}
 	if made || s.suspect != "" {
 		s.suspect = last

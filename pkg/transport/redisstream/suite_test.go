@@ -1,6 +1,8 @@
 package redisstream
 
 import (
+	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +45,12 @@ func harness(c redis.UniversalClient, cuttable func(testing.TB) (transport.Trans
 				t.Fatal(err)
 			}
 		},
+		Trim: func(t testing.TB, subject string, keep int) {
+			t.Helper()
+			if err := c.XTrimMaxLen(t.Context(), subject, int64(keep)).Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
 		OpenCuttable: cuttable,
 		Beside: func(t testing.TB) store.Store {
 			t.Helper()
@@ -69,5 +77,15 @@ func openBare(t testing.TB, c redis.UniversalClient) transport.Transport {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // after it was closed
+		for stream := range tr.jobs {
+			if err := tr.look(context.Background(), stream, false); err != nil && !strings.Contains(err.Error(), "WRONGTYPE") {
+				t.Error(err)
+			}
+		}
+		if n := tr.Losses().Gaps; n != 0 && !strings.Contains(t.Name(), "Trimmed") {
+			t.Errorf("%d entries are counted as lost; none was", n)
+		}
+	})
 	return tr
 }

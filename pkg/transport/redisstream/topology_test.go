@@ -171,7 +171,7 @@ func TestSlotMoves(t *testing.T) {
 	}{
 		{to, []any{"cluster", "setslot", slot, "importing", fromID}},
 		{from, []any{"cluster", "setslot", slot, "migrating", toID}},
-		{from, []any{"migrate", host, port, stream, 0, 5000}},
+		{from, []any{"migrate", host, port, "", 0, 5000, "keys", stream, keysOf(stream).count}},
 	} {
 		if err := step.at.Do(t.Context(), step.args...).Err(); err != nil {
 			t.Fatalf("%v: %v", step.args, err)

@@ -34,6 +34,8 @@ type Harness struct {
 	// RecreateSubject deletes the subject with all its messages and makes it anew, empty; no source is open. Nil where that
 	// cannot be done.
 	RecreateSubject func(t testing.TB, subject string)
+	// Trim makes the broker drop all but the newest keep messages of a subject, as its retention does. Nil where it drops nothing.
+	Trim func(t testing.TB, subject string, keep int)
 	// OpenCuttable connects over a network that cut interrupts: every connection breaks and none comes about for d, after
 	// which cut returns. Nil where there is no network. See Proxy.
 	OpenCuttable func(t testing.TB) (tr transport.Transport, cut func(d time.Duration))
@@ -62,7 +64,12 @@ type suite struct{ Harness }
 func (s *suite) open(t testing.TB) transport.Transport {
 	t.Helper()
 	tr := s.Open(t)
-	t.Cleanup(func() { closeAll(t, tr) })
+	t.Cleanup(func() {
+		closeAll(t, tr)
+		if n := gaps(tr); n != 0 {
+			t.Errorf("%d messages are counted as dropped by the broker; none was", n)
+		}
+	})
 	return tr
 }
 

@@ -64,6 +64,7 @@ func Run(t *testing.T, h Harness) {
 		{"CloseTwice", s.closeTwice, true},
 		{"FetchEndsWithContext", s.fetchEndsWithContext, true},
 		{"Ping", s.ping, true},
+		{"TrimmedBeforeRead", s.trimmedBeforeRead, h.Trim != nil},
 		{"GroupDeleted", s.groupDeleted, h.DropGroup != nil},
 		{"SubjectRecreated", s.subjectRecreated, h.RecreateSubject != nil},
 		{"JointEnd", s.jointEnd, h.Beside != nil},
