@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/crash"
@@ -58,6 +59,12 @@ type claimStage struct {
 	ending func(context.Context, *job.Exchange) transport.Ending // nil: every job ends step by step
 	sink   event.Sink
 	next   job.Handler
+}
+
+// busy is how long a delivery is left whose job this process has in hand for another. Those that wait for one job are spread: if all
+// came at once, all but one would be left again.
+func (c *Claims) busy() time.Duration {
+	return time.Millisecond + rand.N(min(c.cfg.Lease/8, 250*time.Millisecond))
 }
 
 // unclaimed runs the job and keeps its outcome for this trip only.

@@ -179,7 +179,7 @@ func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *take
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
 		c.mu.Unlock()
-		return nil, &taken{leave: min(c.cfg.Lease/8, 250*time.Millisecond)}, nil
+		return nil, &taken{leave: c.busy()}, nil
 	}
 	nonce := c.cfg.Owner + "/" + j.Source
 	open = open && !c.mute.Load()

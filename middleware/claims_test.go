@@ -51,6 +51,35 @@ func TestHeartbeatNeverUndoesAnOutcome(t *testing.T) {
 	}
 }
 
+// D-08: what is delivered beside the delivery that runs is done with soon after it, and not one by one.
+func TestRepeatsAreNotServedOneByOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := &lossy{Store: newStore(t), before: func(store.Txn) error {
+			time.Sleep(time.Millisecond)
+			return nil
+		}}
+		p := setup{store: st, policy: threeTries, runner: ok}.start(t)
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				for {
+					x, err := p.trip(t.Context(), "same")
+					if err != nil || x.Settlement.Verb == job.Ack {
+						return
+					}
+					time.Sleep(x.Settlement.After)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(began); took > 3*time.Second || len(p.out.to("results")) != 64 {
+			t.Errorf("%d results in %s, want them within a second or so", len(p.out.to("results")), took)
+		}
+	})
+}
+
 // A record that is gone when the refused result is to be replaced ends the trip, not the process.
 func TestRecordGoneBeforeTheAmendment(t *testing.T) {
 	t.Parallel()

@@ -57,7 +57,7 @@ var stores = map[string]func(context.Context, *connections) (store.Store, error)
 		if err != nil {
 			return nil, err
 		}
-		return natskv.Open(ctx, nc, natskv.Config{Stream: stateStream("wasmsidecar"), Health: c.server.Err, Log: c.log})
+		return natskv.Open(ctx, nc, natskv.Config{Stream: stateStream(embeddedGroup), Health: c.server.Err, Log: c.log})
 	},
 	config.NATS: func(ctx context.Context, c *connections) (store.Store, error) {
 		nc, err := c.natsConn(ctx)
@@ -154,7 +154,7 @@ func openEmbedded(ctx context.Context, c *connections) (transport.Transport, err
 		return nil, err
 	}
 	return jetstream.Open(ctx, jetstream.Config{
-		Conn: nc, Name: config.Embedded, Group: "wasmsidecar", CreateStreams: true, Replicas: 1, MaxAge: c.cfg.Embedded.MaxAge,
+		Conn: nc, Name: config.Embedded, Group: embeddedGroup, CreateStreams: true, Replicas: 1, MaxAge: c.cfg.Embedded.MaxAge,
 		Health: c.server.Err, Life: c.server.Life, Log: c.log,
 	})
 }

@@ -50,7 +50,8 @@ type line struct {
 	dead    transport.Tail
 	stop    func()
 	log     *syncBuffer
-	admin   string // address of health and metrics
+	level   slog.Level // of the log
+	admin   string     // address of health and metrics
 	runners map[string]job.Runner
 }
 
@@ -103,7 +104,13 @@ func parse(t *testing.T, head, route string) *config.Config {
 
 func open(t *testing.T, head, route string, runners map[string]job.Runner) *line {
 	t.Helper()
-	l := &line{t: t, cfg: parse(t, head, route), log: &syncBuffer{}}
+	return openAt(t, slog.LevelDebug, head, route, runners)
+}
+
+// openAt is open with a log from a level on.
+func openAt(t *testing.T, level slog.Level, head, route string, runners map[string]job.Runner) *line {
+	t.Helper()
+	l := &line{t: t, cfg: parse(t, head, route), log: &syncBuffer{}, level: level}
 	forgetKafka(t, l.cfg)
 	l.runners = runners
 	l.stop = l.start(runners)
@@ -143,8 +150,14 @@ func (l *line) dial(head string) {
 // start runs a sidecar of the line's configuration; the returned function drains it.
 func (l *line) start(runners map[string]job.Runner) func() {
 	l.t.Helper()
-	log := slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	s, err := sidecar.New(l.t.Context(), l.cfg, sidecar.Options{Log: log, Runners: runners})
+	return l.startAs(l.cfg, runners)
+}
+
+// startAs runs a sidecar of another configuration with the line's route.
+func (l *line) startAs(cfg *config.Config, runners map[string]job.Runner) func() {
+	l.t.Helper()
+	log := slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: l.level}))
+	s, err := sidecar.New(l.t.Context(), cfg, sidecar.Options{Log: log, Runners: runners})
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -441,10 +441,16 @@ func needsStore(cfg *config.Config) bool {
 	return false
 }
 
-// scope tells apart the sidecars that share a store but not their work: by transport and consumer group.
+// embeddedGroup names the consumers of sidecars with an embedded server.
+const embeddedGroup = "wasmsidecar"
+
+// scope tells apart the sidecars that share a store but not their work: by transport and consumer group. One with an embedded server
+// is as one over NATS: others may join it there.
 func scope(cfg *config.Config) string {
 	group := ""
 	switch cfg.Transport {
+	case config.Embedded:
+		return config.NATS + ":" + embeddedGroup
 	case config.Kafka:
 		group = cfg.Kafka.Group
 	case config.Redis:

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -32,7 +33,7 @@ type swapping struct {
 // route, as YAML flow.
 func openSwapping(t *testing.T, wasm []byte, head, module, route string) *swapping {
 	t.Helper()
-	s := &swapping{&line{t: t, log: &syncBuffer{}}, filepath.Join(t.TempDir(), "m.wasm")}
+	s := &swapping{&line{t: t, log: &syncBuffer{}, level: slog.LevelDebug}, filepath.Join(t.TempDir(), "m.wasm")}
 	s.replace(wasm)
 	name := services.UniqueName(t)
 	text := fmt.Sprintf("transport: embedded\nembedded: {dir: %q, listen: \"127.0.0.1:%d\"}\nadmin: {listen: off}\ncache: {dir: %q}\n%s\nmodules:\n  m: {source: %q%s}\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: m%s}\n",
