@@ -1,6 +1,6 @@
 // Package middleware is the chain that every job crosses, one file for each stage, in one order:
 //
-//	Observe → Correlate → DeadLetter → Publish → Break → Claim → Retry → Deadline → Recover → Run
+//	Observe → Correlate → DeadLetter → Publish → Break → Gate → Claim → Retry → Deadline → Recover → Run
 //
 // The order is part of the promise. The outcome is recorded by Claim before Publish and DeadLetter, which stand outside it,
 // emit what was recorded: a crash anywhere repeats the same outputs and never makes a second one. DeadLetter stands outside
@@ -42,6 +42,8 @@ type Config struct {
 
 	Worker string  // this process, as DRASM results name it
 	Claims *Claims // nil: nothing is claimed or recorded (dedup: off)
+	// Suspects is shared by all routes of a process; nil makes one of the route's own.
+	Suspects *Suspects
 	// ClaimAlways has jobs claimed before they run even where running them twice could not be seen.
 	ClaimAlways bool
 	Retry       RetryPolicy
@@ -64,13 +66,17 @@ func Chain(cfg Config) (job.Handler, error) {
 	if cfg.Replier == nil {
 		cfg.Replier = cfg.Publisher
 	}
+	if cfg.Suspects == nil {
+		cfg.Suspects = NewSuspects()
+	}
 	out := &outputs{cfg: cfg}
 	h := Run(cfg.Runner)
 	for _, s := range []Stage{
 		Recover(cfg.Log),
 		Deadline(cfg.Timeout, cfg.Admit),
-		Retry(cfg.Retry, cfg.Sink),
+		Retry(cfg.Retry, cfg.Suspects, cfg.Sink),
 		Claim(cfg.Claims, cfg.Retry, cfg.Worker, out.check, pure(cfg), out.joint(), cfg.Sink),
+		Gate(cfg.Suspects, cfg.Log),
 		blame(job.PartStore),
 		Break(cfg.Breakers),
 		Publish(out),

@@ -90,7 +90,7 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 }
 
 func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
-	cl, t, err := s.take(ctx, x.Job)
+	cl, t, err := s.take(ctx, x)
 	switch {
 	case err != nil && s.runs(err):
 		x.Unclaimed = job.UnclaimedStore
@@ -101,6 +101,9 @@ func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	case t.outcome != nil, t.silent:
 		s.repeat(x, t)
 		return nil
+	case t.suspect > 0:
+		x.Crashes = t.suspect
+		return errSuspect
 	case t.leave > 0:
 		x.Settlement = job.Settlement{Verb: job.Leave, After: t.leave}
 		return nil

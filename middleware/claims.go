@@ -45,8 +45,6 @@ type ClaimsConfig struct {
 	// RunUnclaimed runs jobs although the store cannot be asked: they may run twice, and outcomes that could not be recorded are
 	// published all the same. Without it jobs wait.
 	RunUnclaimed bool
-	// Suspects is shared by all routes of a process; nil makes one of the route's own.
-	Suspects *Suspects
 	// Owner names this process, differently in every life of it; empty makes a random one.
 	Owner string
 	Log   *slog.Logger
@@ -78,30 +76,6 @@ type Claims struct {
 	wg     sync.WaitGroup
 }
 
-// Suspects lets jobs that may kill the process run one at a time. A job whose lease ran out twice without a word is one: it, or a
-// job that ran beside it both times, ends processes. Run alone among its like, the third crash is its own, and does not count
-// against the others.
-type Suspects struct{ slot chan struct{} }
-
-// NewSuspects makes the slot of a process.
-func NewSuspects() *Suspects { return &Suspects{make(chan struct{}, 1)} }
-
-func (s *Suspects) try() bool {
-	select {
-	case s.slot <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
-func (s *Suspects) leave() { <-s.slot }
-
-const (
-	suspectAfter = 2 // crashes
-	suspectWait  = 100 * time.Millisecond
-)
-
 // NewClaims makes the claims of a route and starts their heartbeat. Close them after the router has ended.
 func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if st == nil || cfg.Route == "" || cfg.Partition == "" || cfg.Log == nil {
@@ -112,9 +86,6 @@ func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	}
 	if cfg.TTL <= 0 {
 		cfg.TTL = 24 * time.Hour
-	}
-	if cfg.Suspects == nil {
-		cfg.Suspects = NewSuspects()
 	}
 	if cfg.Owner == "" {
 		cfg.Owner = rand.Text()[:16]
@@ -147,7 +118,6 @@ type claim struct {
 	lost    bool
 	open    bool // nothing is written yet: the job runs unclaimed, and the first to record its outcome is right
 	crashed bool // the claim before this one ended without a word
-	suspect bool // it holds the process's slot for suspects
 	running bool
 	run     deadline.Cancellable // of the job, once it runs
 }
@@ -159,7 +129,18 @@ type taken struct {
 	silent  bool          // done, and its outcome's body is no longer kept
 	leave   time.Duration // another owner has it, for so long at least
 	retry   time.Duration // it is to be tried again after so long
+	suspect int           // it has crashed so often that it runs only alone
 }
+
+// request is how a job is claimed.
+type request struct {
+	open  bool // without a claim, where the store was there a moment ago; see take
+	alone bool // no other job runs in the process
+	limit int  // the crashes that end it; 0: none does
+}
+
+// suspect says whether a job with so many crashes is not to be claimed now.
+func (q request) suspect(crashes int) bool { return !q.alone && suspect(crashes, q.limit) }
 
 // key is that of a job's record.
 func (c *Claims) key(id string, generation int) string {
@@ -174,7 +155,7 @@ func (cl *claim) bodyKey() string { return cl.c.bodies + cl.key[len(cl.c.keys):]
 // With open nothing is written: the claim is only this process's flight of the job, and its first write, whatever it says, is
 // made on the condition that there is no record yet. That is for jobs whose running twice nobody would see, in messages that
 // nobody can have had before: it saves the first of two round trips.
-func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *taken, error) {
+func (c *Claims) take(ctx context.Context, j *job.Job, q request) (*claim, *taken, error) {
 	cl := &claim{c: c, id: j.ID, key: c.key(j.ID, j.Generation)}
 	c.mu.Lock()
 	if _, busy := c.active[cl.key]; busy {
@@ -182,14 +163,14 @@ func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *take
 		return nil, &taken{leave: c.busy()}, nil
 	}
 	nonce := c.cfg.Owner + "/" + j.Source
-	open = open && !c.mute.Load()
+	open := q.open && !c.mute.Load()
 	cl.rec, cl.open = first(nonce, c.cfg.Lease), open
 	c.active[cl.key] = cl
 	c.mu.Unlock()
 	if open {
 		return cl, nil, nil
 	}
-	t, err := cl.acquire(ctx, nonce)
+	t, err := cl.acquire(ctx, nonce, q)
 	if err != nil || t != nil {
 		cl.forget()
 		return nil, t, err
@@ -198,7 +179,7 @@ func (c *Claims) take(ctx context.Context, j *job.Job, open bool) (*claim, *take
 }
 
 // acquire writes the claim's record, or finds out who has it.
-func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
+func (cl *claim) acquire(ctx context.Context, nonce string, q request) (*taken, error) {
 	c := cl.c
 	cl.mu.Lock() // the heartbeat passes over a claim that is being written
 	defer cl.mu.Unlock()
@@ -239,27 +220,18 @@ func (cl *claim) acquire(ctx context.Context, nonce string) (*taken, error) {
 		case held:
 			return &taken{leave: rest}, nil
 		case mine:
-			if !cl.alone(old.Crashes) {
-				return &taken{leave: suspectWait}, nil
+			if q.suspect(old.Crashes) {
+				return &taken{suspect: old.Crashes}, nil
 			}
 			cl.rec, cl.rev, cl.written = *old, kv.Revision, sent.Add(-s.age)
 			return nil, nil
 		}
-		if !cl.alone(next.Crashes) { // before it is claimed: waiting, it must not share the blame for the one that runs
-			return &taken{leave: suspectWait}, nil
+		if q.suspect(next.Crashes) { // before it is claimed: waiting, it must not share the blame for the one that runs
+			return &taken{suspect: next.Crashes}, nil
 		}
 		rec, rev = next, kv.Revision
 		crashed = old != nil && next.Crashes > old.Crashes
 	}
-}
-
-// alone says whether a job with so many crashes may run now: a suspect only when no other does.
-func (cl *claim) alone(crashes int) bool {
-	if crashes >= suspectAfter && !cl.suspect {
-		cl.suspect = cl.c.cfg.Suspects.try()
-		return cl.suspect
-	}
-	return true
 }
 
 // recorded answers for a job that is done.
@@ -399,10 +371,6 @@ func (cl *claim) forget() {
 	cl.c.mu.Lock()
 	delete(cl.c.active, cl.key)
 	cl.c.mu.Unlock()
-	if cl.suspect {
-		cl.suspect = false
-		cl.c.cfg.Suspects.leave()
-	}
 }
 
 // heartbeat renews every claim whose last write is a third of a lease ago.

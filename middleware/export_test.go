@@ -59,3 +59,9 @@ func (c *Claims) Drop(ctx context.Context, st store.Store, id string, generation
 	_, err := st.Txn(ctx, store.Txn{Then: []store.Op{store.Delete(cl.bodyKey())}})
 	return err
 }
+
+// Restless has the gate shut again at once.
+func (s *Suspects) Restless() *Suspects {
+	s.rest = 0
+	return s
+}

@@ -45,7 +45,8 @@ type owner struct{ life, message, trip int }
 type asker struct {
 	owner
 	busy    bool // the process has the job in hand already
-	suspect bool // it runs another job that is suspected of killing processes
+	others  bool // it runs other jobs
+	suspect bool // one of them is suspected of killing processes
 	unseen  bool // running the job twice could not be seen, and this message was never delivered before
 	mute    bool // the store did not answer this process when it was last asked
 	cut     bool // the process does not reach the store
@@ -57,6 +58,7 @@ type sight struct {
 	open    bool // without a claim
 	attempt int
 	blocks  bool // it waits for the store
+	gated   bool // it waits to run alone, or for one that does
 	left    bool // the trip ends with an error: the message is left for later
 	verb    job.Verb
 	most    time.Duration // the longest wait that the settlement may ask for; it asks for one if this is not 0
@@ -88,7 +90,10 @@ func (p *promise) over() sight {
 
 // deliver is a message that comes at now.
 func (p *promise) deliver(now time.Duration, a asker) sight {
+	gated := sight{gated: true, verb: job.Leave, most: modelLease}
 	switch {
+	case a.suspect:
+		return gated // a suspect runs alone
 	case a.busy:
 		return sight{verb: job.Leave, most: modelLease} // one trip of a job in a process
 	case a.unseen && p.limit != 1 && !a.mute:
@@ -98,8 +103,8 @@ func (p *promise) deliver(now time.Duration, a asker) sight {
 	case p.outcome != "":
 		return p.over()
 	case p.held && p.owner == (owner{a.life, a.message, 0}):
-		if p.crashes >= 2 && a.suspect {
-			return sight{verb: job.Leave, most: modelLease}
+		if p.suspect(p.crashes) && a.others {
+			return gated
 		}
 		p.owner.trip = a.trip // it was granted to this process before
 	case p.held && now < p.until:
@@ -111,8 +116,8 @@ func (p *promise) deliver(now time.Duration, a asker) sight {
 		if p.held { // a lease that ran out without a word
 			crashes++
 		}
-		if crashes >= 2 && a.suspect {
-			return sight{verb: job.Leave, most: modelLease} // suspects run one at a time
+		if p.suspect(crashes) && a.others {
+			return gated
 		}
 		p.grant(now, a.owner, crashes)
 	}
@@ -121,6 +126,9 @@ func (p *promise) deliver(now time.Duration, a asker) sight {
 	}
 	return sight{enters: true, attempt: p.attempts}
 }
+
+// suspect says whether a job with so many crashes is to run alone: the next one ends it.
+func (p *promise) suspect(crashes int) bool { return crashes == modelCrashes-1 && p.limit != 1 }
 
 // grant gives the job to o.
 func (p *promise) grant(now time.Duration, o owner, crashes int) {
@@ -138,7 +146,7 @@ func (p *promise) record(outcome string) sight {
 type ending struct {
 	verb endVerb
 	body string
-	late bool // it could not be written down for a while
+	late bool // it could not be written down for a while, or came to a suspect: what is to be tried again soon is not in place
 }
 
 type endVerb uint8
@@ -194,7 +202,7 @@ func (p *promise) finish(now time.Duration, o owner, open bool, e ending) sight 
 	switch {
 	case attempts >= modelAttempts || p.limit == 1:
 		return p.record("trap " + e.body)
-	case e.verb == trapsNow && e.late: // its next attempt could not be counted from here
+	case e.verb == trapsNow && e.late: // its next attempt is not begun from here
 		soon := modelSoon << (attempts - 1)
 		p.held, p.due = false, now+soon
 		return sight{verb: job.Retry, most: soon}

@@ -50,7 +50,7 @@ var modelCases = []struct {
 		{act: deliver, who: 0, what: 3}, {act: deliver, who: 1, what: 3}, {act: finish, by: byGiveUp, who: 1}, {act: deliver, who: 1, what: 3},
 		{act: finish, fault: lostRequest, at: 2},
 	}},
-	{"suspects run one at a time in each process", []move{
+	{"suspects run alone in each process", []move{
 		{act: deliver, what: 3}, {act: kill},
 		{act: deliver, what: 2}, {act: deliver, what: 3}, {act: lapse},
 		{act: deliver, what: 2}, {act: deliver, what: 3}, {act: lapse},

@@ -246,6 +246,7 @@ func (w *world) deliver(l *life, k *task, m move) error {
 	for o := range l.trips {
 		a.busy = a.busy || o.task == k
 		a.suspect = a.suspect || o.suspect
+		a.others = true
 	}
 	fresh := !k.delivered[message]
 	k.delivered[message] = true
@@ -260,11 +261,11 @@ func (w *world) deliver(l *life, k *task, m move) error {
 		}
 		half.grant(w.now(), owner{l.n, message, 0}, crashes)
 	}
-	t.open, t.suspect = want.open, want.enters && !want.open && k.crashes >= 2
+	t.open, t.suspect = want.open, want.enters && !want.open && k.suspect(k.crashes)
 	l.trips[t] = true
 	w.trips = append(w.trips, t)
 	l.arm(m.fault, m.at, m.deaf)
-	t.send(w.ctx, fresh)
+	t.send(w.ctx, fresh, want.gated)
 	return w.see(t, want, before, half)
 }
 
@@ -272,7 +273,7 @@ func (w *world) deliver(l *life, k *task, m move) error {
 var endings = []endVerb{goesWell, goesWell, goesWell, goesWell, refuses, traps, traps, traps, trapsNow, parks, givesUp}
 
 func (w *world) finish(t *trip, m move) error {
-	e := ending{verb: endings[m.by%len(endings)], body: fmt.Sprint("throw ", w.step)}
+	e := ending{verb: endings[m.by%len(endings)], body: fmt.Sprint("throw ", w.step), late: t.suspect}
 	l, k := t.life, t.task
 	before, half := k.promise, k.promise
 	var want sight
@@ -287,7 +288,13 @@ func (w *world) finish(t *trip, m move) error {
 	w.tell("%s in process %d %s with %q (%s): %s", k, l.n, e.verb, e.body, m.fault, want)
 	l.arm(m.fault, m.at, m.deaf)
 	t.how <- e
-	return w.see(t, want, before, half)
+	if err := w.see(t, want, before, half); err != nil {
+		return err
+	}
+	if e.late && e.verb == trapsNow {
+		w.pass(time.Hour) // it is due in a moment
+	}
+	return nil
 }
 
 // reap buries a dead process and puts another in its place. What each job that it had in hand came to is one of may, or as promised.

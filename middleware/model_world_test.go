@@ -98,7 +98,7 @@ func begin(st store.Store, clock *warp, n int, scope string) (*life, error) {
 		return nil, err
 	}
 	l.handle, err = middleware.Chain(middleware.Config{
-		Route: "jobs", To: "results", DeadLetter: "dead", Publisher: l, Claims: l.claims, Log: log, Sink: event.Discard,
+		Suspects: middleware.NewSuspects().Restless(), Route: "jobs", To: "results", DeadLetter: "dead", Publisher: l, Claims: l.claims, Log: log, Sink: event.Discard,
 		Runner: func(j *job.Job) (job.Runner, error) {
 			if j.Module == "pure" {
 				return pureRunner{guest{}.Run}, nil
@@ -270,8 +270,8 @@ func (guest) Run(ctx context.Context, j *job.Job) (*job.Result, error) {
 	}
 }
 
-// send begins a trip.
-func (t *trip) send(ctx context.Context, fresh bool) {
+// send begins a trip. One that would wait at the gate finds its process draining.
+func (t *trip) send(ctx context.Context, fresh, gated bool) {
 	ctx, t.cancel = context.WithCancel(context.WithValue(ctx, tripKey{}, t))
 	t.how, t.told = make(chan ending, 1), make(chan tale, 4)
 	k := t.task
@@ -281,7 +281,11 @@ func (t *trip) send(ctx context.Context, fresh bool) {
 			ID: k.id, Generation: k.generation, Route: "jobs", Subject: "jobs", Source: source, Module: k.module, MaxAttempts: k.limit,
 			Redelivered: !fresh, Moved: k.generation > 0, Body: []byte("in"), Raw: []byte("in"),
 		},
-		Received: time.Now(), Draining: make(chan struct{}),
+		Received: time.Now(),
+	}
+	draining := make(chan struct{})
+	if x.Draining = draining; gated {
+		close(draining)
 	}
 	go func() {
 		err := t.life.handle(ctx, x)

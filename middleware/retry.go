@@ -36,7 +36,7 @@ func (l later) Unwrap() error { return l.error }
 // Retry makes another attempt after one that failed, as the failure's Kind and the policy allow. Short waits hold the slot;
 // for longer ones the failure is handed on with the wait, and the message is moved. The number of the attempt is counted
 // durably before it is made.
-func Retry(p RetryPolicy, sink event.Sink) Stage {
+func Retry(p RetryPolicy, suspects *Suspects, sink event.Sink) Stage {
 	if p.MaxHold == 0 {
 		p.MaxHold = 2 * time.Second
 	}
@@ -57,7 +57,7 @@ func Retry(p RetryPolicy, sink event.Sink) Stage {
 				}
 				wait := p.For(x.Job).Wait(x.Job.Attempt-x.Crashes, job.RetryAfterOf(err))
 				sink.Emit(event.Event{Type: event.Retried, Time: time.Now(), Job: x.Job, Kind: job.KindOf(err), Err: err, Attempt: x.Job.Attempt, Delay: wait})
-				if rest := p.hold(ctx, x, wait); rest > 0 {
+				if rest := p.hold(ctx, x, suspects, wait); rest > 0 {
 					return later{err, rest}
 				}
 				if x.NextAttempt != nil {
@@ -142,9 +142,9 @@ func (p RetryPolicy) Wait(n int, wish time.Duration) time.Duration {
 }
 
 // hold waits in the slot and returns what is left of the wait when it may not, or no longer, wait here.
-func (p RetryPolicy) hold(ctx context.Context, x *job.Exchange, wait time.Duration) time.Duration {
-	if wait > p.MaxHold {
-		return wait
+func (p RetryPolicy) hold(ctx context.Context, x *job.Exchange, suspects *Suspects, wait time.Duration) time.Duration {
+	if wait > p.MaxHold || x.Alone {
+		return wait // alone it holds up all others
 	}
 	end := time.Now().Add(wait)
 	t := time.NewTimer(wait)
@@ -153,6 +153,7 @@ func (p RetryPolicy) hold(ctx context.Context, x *job.Exchange, wait time.Durati
 	case <-t.C:
 		return 0
 	case <-x.Draining:
+	case <-suspects.shutting(): // a suspect waits for this one
 	case <-ctx.Done():
 	}
 	return max(time.Until(end), time.Millisecond)

@@ -19,16 +19,17 @@ const (
 var errAway = errors.New("the store was away a moment ago")
 
 // take asks for a claim; where jobs may run without, for so long only as is worth it.
-func (s *claimStage) take(ctx context.Context, j *job.Job) (*claim, *taken, error) {
+func (s *claimStage) take(ctx context.Context, x *job.Exchange) (*claim, *taken, error) {
+	q := request{open: s.unseen(x.Job), alone: x.Alone, limit: s.policy.crashes(x)}
 	if !s.claims.cfg.RunUnclaimed {
-		return s.claims.take(ctx, j, s.unseen(j))
+		return s.claims.take(ctx, x.Job, q)
 	}
 	if time.Now().UnixNano() < s.claims.away.Load() {
 		return nil, nil, errAway
 	}
 	tctx, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
-	cl, t, err := s.claims.take(tctx, j, s.unseen(j))
+	cl, t, err := s.claims.take(tctx, x.Job, q)
 	if err != nil && ctx.Err() == nil {
 		s.claims.away.Store(time.Now().Add(awayPause).UnixNano())
 	}

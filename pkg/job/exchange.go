@@ -71,6 +71,8 @@ type Exchange struct {
 	Draining <-chan struct{}
 	// Crashes counts the executions of this job that ended without a word, over all processes.
 	Crashes int
+	// Alone says that no other job runs in this process, and none begins: a job that is suspected of ending processes may.
+	Alone bool
 	// Unclaimed says why the attempt under way has no claim; empty where it has one, or where nothing is claimed.
 	Unclaimed Unclaimed
 	// NextAttempt is set by the claim stage: it counts another attempt durably before it is made, so that the number outlives

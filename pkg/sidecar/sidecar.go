@@ -361,7 +361,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,
 				MaxBackoff: r.Retry.MaxBackoff, NoJitter: r.Retry.Jitter == "none",
 			},
-			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, ClaimAlways: r.Dedup.Claim == "always",
+			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, Suspects: suspects, ClaimAlways: r.Dedup.Claim == "always",
 		}
 		cfg.Breakers = middleware.NewBreakers(r.Name, s.modules.names(), middleware.BreakerConfig{
 			Consecutive: r.Breaker.Consecutive, Percent: r.Breaker.Percent, Min: r.Breaker.Min, Window: r.Breaker.Window, Open: r.Breaker.Open,
@@ -369,7 +369,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 		breakers = append(breakers, cfg.Breakers)
 		if !r.Dedup.Off {
 			c, err := middleware.NewClaims(p.store, middleware.ClaimsConfig{
-				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Suspects: suspects, Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results,
+				Route: r.Name, Partition: r.From, Scope: scope(s.cfg), Lease: r.Lease, TTL: r.Dedup.TTL, Results: r.Dedup.Results,
 				RunUnclaimed: s.cfg.OnStoreError == "run", Log: s.log,
 			})
 			if err != nil {
