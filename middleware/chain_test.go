@@ -121,6 +121,7 @@ type setup struct {
 	admit   middleware.Admit
 
 	breakers  *middleware.Breakers
+	suspects  *middleware.Suspects
 	unclaimed bool
 }
 
@@ -158,7 +159,7 @@ func (s setup) start(t *testing.T) *process {
 		Route:  "jobs",
 		Runner: func(*job.Job) (job.Runner, error) { return s.runner, nil },
 		To:     "results", DeadLetter: "dead", Publisher: p.out,
-		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Admit: s.admit, Breakers: s.breakers, Sink: p.events, Log: log,
+		Claims: p.claims, Retry: s.policy, Timeout: s.timeout, Admit: s.admit, Breakers: s.breakers, Suspects: s.suspects, Sink: p.events, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -65,3 +65,6 @@ func (s *Suspects) Restless() *Suspects {
 	s.rest = 0
 	return s
 }
+
+// IsSuspect is suspect.
+func IsSuspect(crashes, limit int) bool { return suspect(crashes, limit) }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +92,204 @@ func TestKillerTakesNobodyWithIt(t *testing.T) {
 		}
 		if n := len(out.to("dead")); n != 1 {
 			t.Errorf("%d dead letters, want the killer's", n)
+		}
+	})
+}
+
+// crash has processes end while they run a job, so often, and their leases run out.
+func crash(t *testing.T, st store.Store, id string, times int) {
+	t.Helper()
+	for range times {
+		dying, die := context.WithCancelCause(t.Context())
+		gone := &lossy{Store: st, before: func(store.Txn) error { return context.Cause(dying) }}
+		p := setup{store: gone, policy: threeTries, lease: time.Second, runner: func(ctx context.Context, _ *job.Job) (*job.Result, error) {
+			die(errDead)
+			return nil, ctx.Err()
+		}}.start(t)
+		for dying.Err() == nil {
+			x, _ := p.trip(dying, id)
+			time.Sleep(x.Settlement.After)
+		}
+		p.claims.Close()
+		time.Sleep(1100 * time.Millisecond)
+	}
+}
+
+// settle takes a job through the chain until its message is settled.
+func (p *process) settle(t *testing.T, id string) *job.Exchange {
+	for t.Context().Err() == nil {
+		x, err := p.trip(t.Context(), id)
+		if err == nil && (x.Settlement.Verb == job.Ack || x.Settlement.Verb == job.Dead) {
+			return x
+		}
+		time.Sleep(max(x.Settlement.After, time.Millisecond))
+	}
+	return nil
+}
+
+func TestWhoIsSuspect(t *testing.T) {
+	t.Parallel()
+	for limit, want := range map[int][]int{0: {2, 3, 4, 5}, 1: nil, 2: {1}, 3: {2}, 4: {2, 3}, 5: {2, 3, 4}} {
+		var got []int
+		for crashes := range 6 {
+			if middleware.IsSuspect(crashes, limit) {
+				got = append(got, crashes)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("max_crashes %d: suspects after %v crashes, want %v", limit, got, want)
+		}
+	}
+}
+
+// A suspect comes to run alone although long jobs follow one another without a gap, and one that loops until its time is up does not
+// have the process to itself: whatever it does, the others have three quarters of the time.
+func TestSuspectsShareTheProcess(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name        string
+		loops       bool
+		takes       time.Duration // an ordinary job
+		streams     int           // of them
+		most, share time.Duration // that a stream stands still: at a time; per minute
+	}{
+		{"long jobs", false, 7 * time.Second, 4, 16 * time.Second, 20 * time.Second},
+		{"looping suspects", true, 10 * time.Millisecond, 2, 11 * time.Second, 16 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				st, suspects := newStore(t), []string{"suspect0", "suspect1", "suspect2"}
+				for _, id := range suspects {
+					crash(t, st, id, 2)
+				}
+				var running, beside atomic.Int64
+				p := setup{store: st, policy: threeTries, timeout: 10 * time.Second, runner: func(ctx context.Context, j *job.Job) (*job.Result, error) {
+					if running.Add(1) > 1 && strings.HasPrefix(j.ID, "suspect") {
+						beside.Add(1)
+					}
+					defer running.Add(-1)
+					takes := tt.takes
+					if strings.HasPrefix(j.ID, "suspect") && tt.loops {
+						takes = time.Hour
+					}
+					select {
+					case <-time.After(takes):
+						return &job.Result{}, nil
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+				}}.start(t)
+				var over atomic.Bool
+				var wg, streams sync.WaitGroup
+				begun := time.Now()
+				for n := range tt.streams {
+					streams.Go(func() {
+						time.Sleep(time.Duration(n) * tt.takes / time.Duration(tt.streams))
+						var stood time.Duration
+						for i := 0; !over.Load(); i++ {
+							at := time.Now()
+							p.settle(t, fmt.Sprint("job", n, "-", i))
+							still := time.Since(at) - tt.takes
+							stood += still
+							if still > tt.most {
+								t.Errorf("a job waited for %s, want at most %s", still, tt.most)
+							}
+						}
+						if all := time.Since(begun); stood > time.Duration(float64(tt.share)*all.Minutes())+tt.most {
+							t.Errorf("of %s jobs stood still for %s", all, stood)
+						}
+					})
+				}
+				for _, id := range suspects {
+					wg.Go(func() {
+						if x := p.settle(t, id); tt.loops != (x.Settlement.Verb == job.Dead) || x.Crashes != 2 {
+							t.Errorf("%s: %s after %d crashes: %v", id, x.Settlement.Verb, x.Crashes, x.Err)
+						}
+					})
+				}
+				wg.Wait()
+				t.Logf("all suspects were done after %s", time.Since(begun))
+				over.Store(true)
+				streams.Wait()
+				if n := beside.Load(); n > 0 {
+					t.Errorf("%d suspects ran beside others", n)
+				}
+			})
+		})
+	}
+}
+
+// Whoever waits at the gate, or to run alone, is handed back at once when the process drains; jobs that nothing is claimed for wait as
+// others do.
+func TestDrainAtTheGate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st, gate := newStore(t), middleware.NewSuspects()
+		crash(t, st, "suspect", 2)
+		crash(t, st, "other", 2)
+		stop := make(chan struct{})
+		run := func(context.Context, *job.Job) (*job.Result, error) { <-stop; return &job.Result{}, nil }
+		p := setup{store: st, policy: threeTries, runner: run, suspects: gate}.start(t)
+		loose := setup{policy: threeTries, runner: run, suspects: gate}.start(t)
+		var wg sync.WaitGroup
+		wg.Go(func() { p.settle(t, "suspect") })
+		synctest.Wait()
+		draining := make(chan struct{})
+		var back atomic.Int64
+		for id, at := range map[string]*process{"other": p, "job": p, "loose": loose} {
+			wg.Go(func() {
+				x := at.exchange(id)
+				x.Draining = draining
+				if err := at.handle(t.Context(), x); err != nil || x.Settlement.Verb != job.Leave || x.Ran {
+					t.Errorf("%s: settlement %v, ran %t, error %v", id, x.Settlement, x.Ran, err)
+				}
+				back.Add(1)
+			})
+		}
+		synctest.Wait()
+		if n := back.Load(); n > 0 || gate.Len() != 1 {
+			t.Errorf("%d of those that wait are back, %d in line", n, gate.Len())
+		}
+		close(draining)
+		synctest.Wait()
+		if n := back.Load(); n != 3 {
+			t.Errorf("%d of three are back when the process drains", n)
+		}
+		close(stop)
+		wg.Wait()
+		if x := p.settle(t, "other"); x.Settlement.Verb != job.Ack || gate.Len() != 0 {
+			t.Errorf("settlement %v, %d in line", x.Settlement, gate.Len())
+		}
+	})
+}
+
+// A retry that waits in its slot gives way to a suspect, and a suspect's own retry is not waited for while all others stand still.
+func TestRetriesGiveWayToSuspects(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStore(t)
+		crash(t, st, "suspect", 2)
+		policy := threeTries
+		policy.Backoff, policy.NoJitter = 1900*time.Millisecond, true
+		p := setup{store: st, policy: policy, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			return nil, job.Errorf(job.KindTrap, "no")
+		}}.start(t)
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for _, id := range []string{"job", "suspect"} {
+			wg.Go(func() {
+				x, err := p.trip(t.Context(), id)
+				if s := x.Settlement; err != nil || s.Verb != job.Retry || s.After < 1800*time.Millisecond || s.After > 1900*time.Millisecond {
+					t.Errorf("%s: settlement %v, error %v", id, s, err)
+				}
+			})
+			time.Sleep(50 * time.Millisecond)
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > 500*time.Millisecond {
+			t.Errorf("it took %s", took)
 		}
 	})
 }
