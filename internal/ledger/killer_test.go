@@ -44,7 +44,7 @@ func TestKillerAmongNeighbours(t *testing.T) {
 					if i == neighbours/2 {
 						id = "killer"
 					}
-					ms = append(ms, asked(g.name+"-roll", id))
+					ms = append(ms, message(g.name+"-roll", id))
 				}
 				if err := g.client.Publisher().Publish(ctx, ms...); err != nil {
 					t.Fatal(err)
@@ -95,9 +95,9 @@ func TestKillersKeepComing(t *testing.T) {
 			for i := range killers { // the next comes when the one before has killed: some innocents are new then, and others are not
 				var ms []*transport.Message
 				for n := range innocents / killers {
-					ms = append(ms, asked(g.name+"-roll", fmt.Sprint("innocent", i*innocents/killers+n)))
+					ms = append(ms, message(g.name+"-roll", fmt.Sprint("innocent", i*innocents/killers+n)))
 				}
-				send(append(ms, asked(g.name+"-dice", fmt.Sprint("killer", i)))...)
+				send(append(ms, message(g.name+"-dice", fmt.Sprint("killer", i)))...)
 				for died := lives.Load(); lives.Load() == died && ctx.Err() == nil; {
 					pause(ctx, 20*time.Millisecond)
 				}
@@ -140,8 +140,8 @@ func await(ctx context.Context, admin string) {
 	}
 }
 
-// asked is the message of a job.
-func asked(subject, id string) *transport.Message {
+// message is the message of a job.
+func message(subject, id string) *transport.Message {
 	return &transport.Message{Subject: subject, Key: []byte(id), Body: []byte(id), Header: job.Header{{Name: transport.HeaderJobID, Value: id}}}
 }
 

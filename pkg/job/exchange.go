@@ -57,6 +57,8 @@ type Exchange struct {
 	// Repeat says that Outcome was recorded earlier and is only emitted again. Where it is nil, its output is no longer kept and
 	// the message is settled without any.
 	Repeat bool
+	// Alone says that no other job runs in this process, and that none begins: this one is suspected of ending processes.
+	Alone bool
 	// Err is what the last attempt, or the chain itself, failed with. Observe reads it; it decides nothing.
 	Err error
 	// Delivery is the transport.Delivery that the job came in, for a stage that settles it with what it writes; nil where there is none.
@@ -71,8 +73,6 @@ type Exchange struct {
 	Draining <-chan struct{}
 	// Crashes counts the executions of this job that ended without a word, over all processes.
 	Crashes int
-	// Alone says that no other job runs in this process, and none begins: a job that is suspected of ending processes may.
-	Alone bool
 	// Unclaimed says why the attempt under way has no claim; empty where it has one, or where nothing is claimed.
 	Unclaimed Unclaimed
 	// NextAttempt is set by the claim stage: it counts another attempt durably before it is made, so that the number outlives
