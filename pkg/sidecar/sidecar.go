@@ -66,6 +66,7 @@ type Sidecar struct {
 	probe  prober
 	// breakers of each route, in the order of the configuration; nil until the routes are made.
 	breakers atomic.Pointer[[]*middleware.Breakers]
+	suspects *middleware.Suspects // the gate that the routes share
 }
 
 // parts are the connections that jobs travel over.
@@ -81,7 +82,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 		return nil, errors.New("sidecar: a log is required")
 	}
 	s := &Sidecar{
-		cfg: cfg, opt: opt, log: opt.Log, running: make(chan struct{}), reload: make(chan struct{}, 1),
+		cfg: cfg, opt: opt, log: opt.Log, suspects: middleware.NewSuspects(), running: make(chan struct{}), reload: make(chan struct{}, 1),
 		probe: prober{backlogs: map[string]transport.Backlog{}, depths: map[string]int64{}},
 	}
 	names := make([]string, 0, len(cfg.Modules))
@@ -93,7 +94,7 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 	}
 	var err error
 	s.metrics, err = telemetry.NewMetrics(opt.Version, names, telemetry.Gauges{
-		Routes: s.routeGauges, Broker: s.brokerGauge, Topics: s.probe.topics, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge,
+		Routes: s.routeGauges, Broker: s.brokerGauge, Topics: s.probe.topics, Parts: s.probe.gauges, Modules: s.moduleGauges, Memory: s.memoryGauge, Suspects: s.suspects.Len,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
@@ -343,7 +344,6 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 			}
 		}
 	}
-	suspects := middleware.NewSuspects()
 	worker, err := os.Hostname()
 	if err != nil {
 		worker = "wasmsidecar"
@@ -361,7 +361,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 				MaxAttempts: r.Retry.MaxAttempts, MaxCrashes: r.Retry.MaxCrashes, Backoff: r.Retry.Backoff,
 				MaxBackoff: r.Retry.MaxBackoff, NoJitter: r.Retry.Jitter == "none",
 			},
-			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, Suspects: suspects, ClaimAlways: r.Dedup.Claim == "always",
+			Timeout: r.Timeout, Worker: worker, Sink: s.sink, Log: s.log, Suspects: s.suspects, ClaimAlways: r.Dedup.Claim == "always",
 		}
 		cfg.Breakers = middleware.NewBreakers(r.Name, s.modules.names(), middleware.BreakerConfig{
 			Consecutive: r.Breaker.Consecutive, Percent: r.Breaker.Percent, Min: r.Breaker.Min, Window: r.Breaker.Window, Open: r.Breaker.Open,

@@ -48,6 +48,8 @@ type Gauges struct {
 	Parts   func() []PartGauge
 	Memory  func() MemoryGauge
 	Modules func() []ModuleGauge
+	// Suspects is how many jobs the others are held back for.
+	Suspects func() int
 }
 
 // MemoryGauge is how the memory of all guests together stands, in bytes.
@@ -233,6 +235,7 @@ var (
 	descIdle     = prometheus.NewDesc("wasmsidecar_memory_idle_bytes", "What instances have of it that wait for a job.", nil, nil)
 	descWaiting  = prometheus.NewDesc("wasmsidecar_memory_waiting", "Jobs that wait for memory.", nil, nil)
 	descWaits    = prometheus.NewDesc("wasmsidecar_memory_waits_total", "Jobs that have waited for memory.", nil, nil)
+	descSuspects = prometheus.NewDesc("wasmsidecar_suspects", "Jobs that the others are held back for: they may end the process, and run alone.", nil, nil)
 	descVersions = prometheus.NewDesc("wasmsidecar_module_versions", "Versions in memory: more than 1 while jobs still run on one that was replaced.", []string{"module"}, nil)
 	descBreaker  = prometheus.NewDesc("wasmsidecar_breaker_state", "0 closed, 1 half open, 2 open.", []string{"route", "module"}, nil)
 	descBacklog  = prometheus.NewDesc("wasmsidecar_backlog", "Messages that are due and not settled; the consumer lag.", []string{"route"}, nil)
@@ -249,7 +252,7 @@ var (
 
 // Describe sends the descriptions of all gauges.
 func (c *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInFlight, descOut, descOutBytes, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descDepth, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descUp["broker"], descUp["store"]} {
+	for _, d := range []*prometheus.Desc{descInFlight, descOut, descOutBytes, descPaused, descFailed, descVersions, descBreaker, descBacklog, descDelayed, descDepth, descGaps, descRemade, descMoves, descBudget, descRunning, descIdle, descWaiting, descWaits, descSuspects, descUp["broker"], descUp["store"]} {
 		ch <- d
 	}
 }
@@ -301,6 +304,9 @@ func (c *gauges) Collect(ch chan<- prometheus.Metric) {
 		gauge(descIdle, float64(m.Idle))
 		gauge(descWaiting, float64(m.Waiting))
 		ch <- prometheus.MustNewConstMetric(descWaits, prometheus.CounterValue, float64(m.Waits))
+	}
+	if c.g.Suspects != nil {
+		gauge(descSuspects, float64(c.g.Suspects()))
 	}
 	if c.g.Modules != nil {
 		for _, m := range c.g.Modules() {

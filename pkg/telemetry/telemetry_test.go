@@ -78,6 +78,7 @@ func TestMetricNames(t *testing.T) {
 		Parts: func() []telemetry.PartGauge {
 			return []telemetry.PartGauge{{Kind: "broker", Name: "kafka", Up: true}, {Kind: "store", Name: "redis"}}
 		},
+		Suspects: func() int { return 6 },
 		Memory: func() telemetry.MemoryGauge {
 			return telemetry.MemoryGauge{Budget: 9, Running: 4, Idle: 3, Waiting: 2, Waits: 7}
 		},
@@ -120,6 +121,7 @@ func TestMetricNames(t *testing.T) {
 		"wasmsidecar_memory_idle_bytes":    "",
 		"wasmsidecar_memory_waiting":       "",
 		"wasmsidecar_memory_waits_total":   "",
+		"wasmsidecar_suspects":             "",
 	}
 	got := gather(t, m)
 	for name, labels := range want {
@@ -142,7 +144,7 @@ func TestMetricNames(t *testing.T) {
 	for name, value := range map[string]float64{
 		"wasmsidecar_in_flight": 2, "wasmsidecar_deliveries": 5, "wasmsidecar_delivery_bytes": 700, "wasmsidecar_paused": 1, "wasmsidecar_breaker_state": 2, "wasmsidecar_backlog": 7, "wasmsidecar_dead_letter_depth": 6, "wasmsidecar_gap_messages_total": 50, "wasmsidecar_broker_up": 1, "wasmsidecar_store_up": 0,
 		"wasmsidecar_memory_budget_bytes": 9, "wasmsidecar_memory_running_bytes": 4, "wasmsidecar_memory_idle_bytes": 3,
-		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7,
+		"wasmsidecar_memory_waiting": 2, "wasmsidecar_memory_waits_total": 7, "wasmsidecar_suspects": 6,
 	} {
 		if v := got[name][0].value; v != value {
 			t.Errorf("%s is %v, want %v", name, v, value)
