@@ -131,5 +131,5 @@ func (t *Transport) Remove(ctx context.Context, subjects ...string) error {
 			errs = append(errs, remove(name))
 		}
 	}
-	return errors.Join(append(errs, remove(t.scheduleStream().Name))...)
+	return errors.Join(append(errs, remove(t.waitStream().Name))...)
 }

@@ -147,7 +147,7 @@ func TestRetryMakesItsStreamAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	fetch(t, s, 1, 1)[0].Ack()
-	if err := tr.js.DeleteStream(t.Context(), tr.scheduleStream().Name); err != nil {
+	if err := tr.js.DeleteStream(t.Context(), tr.waitStream().Name); err != nil {
 		t.Fatal(err)
 	}
 	for { // what meets the stream as it ends is not acknowledged

@@ -37,7 +37,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 		return fmt.Errorf("prepare: %w", classify(err)) // here at the start, credentials that are refused need the operator
 	}
 	if v := t.nc.ConnectedServerVersion(); older(v, minVersion) {
-		return fmt.Errorf("NATS server %s at %s is too old: %s or newer is needed for scheduled messages: %w",
+		return fmt.Errorf("NATS server %s at %s is too old: %s or newer is needed: %w",
 			v, t.nc.ConnectedUrlRedacted(), minVersion, transport.ErrUnsupported)
 	}
 	if err := t.Ping(ctx); err != nil {
@@ -70,6 +70,11 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 				return fmt.Errorf("stream %q is sealed or acknowledges nothing (no_ack): what is published to it cannot be relied on: %w",
 					name, transport.ErrRejected)
 			}
+			if subject == t.waitSubject(">") {
+				if err := canWait(&c); err != nil {
+					return err
+				}
+			}
 			if n := int(c.MaxMsgSize); n > 0 {
 				room = min(room, max(1, n-formRoom))
 			}
@@ -89,7 +94,7 @@ func (t *Transport) Prepare(ctx context.Context, s transport.Subjects) error {
 		hold(subject, t.resultStream(subject))
 	}
 	if len(s.Sources) > 0 {
-		hold(t.scheduleSubject(dueToken, ">"), t.scheduleStream())
+		hold(t.waitSubject(">"), t.waitStream())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -149,9 +154,9 @@ func (t *Transport) wanted(subject string) *jetstream.StreamConfig {
 		}
 	}
 	t.mu.Unlock()
-	switch schedules := t.scheduleStream(); {
-	case slices.ContainsFunc(schedules.Subjects, func(s string) bool { return covers(s, subject) }):
-		return schedules
+	switch {
+	case covers(t.waitSubject(">"), subject):
+		return t.waitStream()
 	case source != "":
 		return t.jobStream(source)
 	case sink != "":
@@ -291,16 +296,22 @@ func (t *Transport) streamInfo(ctx context.Context, name string) (*jetstream.Str
 		return nil, err
 	}
 	info := s.CachedInfo()
-	if !info.TimeStamp.IsZero() {
-		// The answer was made after the question was asked and before it came, so this is the most and the least that the server can
-		// be ahead. A slow answer says little, and the first one must do.
-		if t.skewed.Load() == 0 || time.Since(begun) < 50*time.Millisecond {
-			t.skew.Store(int64(info.TimeStamp.Sub(begun)))
-			t.leastSkew.Store(int64(time.Until(info.TimeStamp)))
-			t.skewed.Store(int64(time.Since(t.epoch)))
-		}
-	}
+	t.measureClock(begun, info)
 	return info, nil
+}
+
+// measureClock learns how far the server's clock is ahead, from what it said of a stream when it was asked at begun.
+func (t *Transport) measureClock(begun time.Time, info *jetstream.StreamInfo) {
+	if info.TimeStamp.IsZero() {
+		return
+	}
+	// The answer was made after the question was asked and before it came, so this is the most and the least that the server can
+	// be ahead. A slow answer says little, and the first one must do.
+	if t.skewed.Load() == 0 || time.Since(begun) < 50*time.Millisecond {
+		t.skew.Store(int64(info.TimeStamp.Sub(begun)))
+		t.leastSkew.Store(int64(time.Until(info.TimeStamp)))
+		t.skewed.Store(int64(time.Since(t.epoch)))
+	}
 }
 
 // covers says whether every subject that narrow matches is matched by wide.

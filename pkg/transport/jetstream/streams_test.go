@@ -43,7 +43,7 @@ func deleteStreams(tr *Transport, subjects ...string) {
 	for _, s := range subjects {
 		_ = tr.js.DeleteStream(ctx, streamName(s)) // what stays does no harm
 	}
-	_ = tr.js.DeleteStream(ctx, tr.scheduleStream().Name)
+	_ = tr.js.DeleteStream(ctx, tr.waitStream().Name)
 }
 
 func TestPrepareMakesStreams(t *testing.T) {
@@ -141,7 +141,7 @@ func TestPrepareRefuses(t *testing.T) {
 
 	fixed := open(t, tr.nc, func(c *Config) { c.CreateStreams, c.Group = false, "other" })
 	err = fixed.Prepare(t.Context(), transport.Subjects{Sources: []string{"jobs.x"}, Sinks: []string{"results.x", "deaf"}})
-	for _, want := range []string{`"jobs.x"`, `"results.x"`, "nats stream add WASM_jobs_x", "wasm.schedules.other"} {
+	for _, want := range []string{`"jobs.x"`, `"results.x"`, "nats stream add WASM_jobs_x", "wasm.waiting.other"} {
 		if !errors.Is(err, transport.ErrRejected) || !strings.Contains(err.Error(), want) {
 			t.Errorf("Prepare: %v; want %s", err, want)
 		}

@@ -61,7 +61,7 @@ func harness(connect func() ConnectConfig, addr string) transporttest.Harness {
 		t.Cleanup(func() { // the server is shared and stays
 			ctx, cancel := context.WithTimeout(context.Background(), within)
 			defer cancel()
-			_ = tr.js.DeleteStream(ctx, tr.scheduleStream().Name)
+			_ = tr.js.DeleteStream(ctx, tr.waitStream().Name)
 			for _, ref := range tr.routes {
 				_ = tr.js.DeleteStream(ctx, ref.stream)
 			}

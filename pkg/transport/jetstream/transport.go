@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	// minVersion is the first server with scheduled messages.
+	// minVersion is the oldest server that is supported.
 	minVersion = "2.12.0"
 	// apiTimeout bounds each request to JetStream's API, and each wait for an acknowledgement of a publish.
 	apiTimeout = 5 * time.Second
@@ -258,7 +258,7 @@ func (t *Transport) Close(ctx context.Context) error {
 		errs = append(errs, r.Close())
 	}
 	if mover != nil {
-		errs = append(errs, mover.close(ctx))
+		mover.close()
 	}
 	t.stop()
 	<-t.watchDone

@@ -1,0 +1,304 @@
+package jetstream
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
+)
+
+// later has messages wait, each for as long as after says.
+func later(t testing.TB, tr *Transport, subject string, n int, after func(i int) time.Duration) {
+	t.Helper()
+	for i := range n {
+		m := moved(subject, fmt.Sprint(subject, i))
+		m.Subject = subject
+		if err := tr.schedule(t.Context(), after(i), m, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func always(d time.Duration) func(int) time.Duration { return func(int) time.Duration { return d } }
+
+// once takes n messages of a source, each of which must come once.
+func once(t testing.TB, s transport.Source, n int) {
+	t.Helper()
+	seen := make(map[string]bool)
+	for len(seen) < n {
+		for _, d := range fetch(t, s, 1, 256) {
+			body := string(d.Message().Body)
+			if seen[body] {
+				t.Errorf("%q came again", body)
+			}
+			seen[body] = true
+			d.Ack()
+		}
+	}
+}
+
+// moves says whether a transport's mover has the lease.
+func moves(t testing.TB, tr *Transport) bool {
+	t.Helper()
+	s, err := tr.js.Stream(t.Context(), tr.waitStream().Name)
+	if err != nil {
+		return false
+	}
+	m, err := s.GetLastMsgForSubject(t.Context(), tr.waitSubject(leaseToken))
+	return err == nil && string(m.Data) == tr.mover.lease.id
+}
+
+// What waits costs the server nothing for each message but its place in the file: it writes down all schedules and subjects of a stream every
+// two minutes, and nothing else comes of that stream meanwhile.
+func TestWaitingIsCheap(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	const n = 200
+	later(t, tr, "jobs", n, always(time.Hour))
+	var waiting uint64
+	for info := range tr.js.ListStreams(t.Context()).Info() {
+		waiting += info.State.Msgs
+		if info.Config.AllowMsgSchedules || info.State.NumSubjects > n/4 {
+			t.Errorf("stream %q has %d subjects for %d messages; schedules by the server: %v", info.Config.Name, info.State.NumSubjects, info.State.Msgs,
+				info.Config.AllowMsgSchedules)
+		}
+	}
+	if waiting != n {
+		t.Errorf("%d of %d messages wait", waiting, n)
+	}
+}
+
+// One of a group moves. When it ends or is gone, another takes over, and nothing is lost or comes twice.
+func TestMoverIsReplaced(t *testing.T) {
+	t.Parallel()
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("killed %v", killed), func(t *testing.T) {
+			t.Parallel()
+			srv := embed(t, EmbedConfig{})
+			nc := dial(t, srv.ConnectConfig())
+			first := open(t, nc)
+			consume(t, first, transport.SourceConfig{Route: "a", Subject: "a"})
+			await(t, "the first moves", func() bool { return moves(t, first) })
+			second := open(t, dial(t, srv.ConnectConfig()))
+			s := consume(t, second, transport.SourceConfig{})
+			const n = 300
+			later(t, second, "jobs", n, func(i int) time.Duration { return time.Duration(1+i*10) * time.Millisecond })
+			if killed {
+				nc.Close()
+			} else if err := first.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			begun := time.Now()
+			await(t, "the second moves", func() bool { return moves(t, second) })
+			if took := time.Since(begun); !killed && took > moverLease+within/2 {
+				t.Errorf("took over after %v", took)
+			}
+			once(t, s, n)
+			none(t, s, 300*time.Millisecond)
+			await(t, "what was brought home is cleared", func() bool {
+				info, err := second.streamInfo(t.Context(), second.waitStream().Name)
+				return err == nil && info.State.Msgs == 1 // the lease
+			})
+		})
+	}
+}
+
+// Messages for a queue that is full wait once more, and hold up no others.
+func TestMoverAndAFullQueue(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	if _, err := tr.js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "FULL", Subjects: []string{"full"}, MaxMsgs: 1, Discard: jetstream.DiscardNew, Retention: jetstream.WorkQueuePolicy,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, tr, "full", "here already")
+	s := consume(t, tr, transport.SourceConfig{})
+	later(t, tr, "full", 3, always(100*time.Millisecond))
+	later(t, tr, "jobs", 50, always(200*time.Millisecond))
+	once(t, s, 50)
+	once(t, consume(t, tr, transport.SourceConfig{Route: "full", Subject: "full", Limit: 1}), 4)
+}
+
+// What a mover keeps is bounded in bytes.
+func TestMoverKeepsLittle(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	const n, size = 64, 900 << 10
+	body := make([]byte, size)
+	due := strconv.FormatInt(time.Now().Add(time.Hour).UnixNano(), 10) // under a second that has been
+	for i := range n {
+		if err := tr.pub.publish(t.Context(), messages{{Subject: tr.secondSubject(time.Now()), Data: body, Header: nats.Header{
+			headerMoveID: {strconv.Itoa(i)}, headerMoveTo: {"jobs"}, headerMoveDue: {due},
+		}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	consume(t, tr, transport.SourceConfig{})
+	kept := func() int {
+		tr.mover.queue.mu.Lock()
+		defer tr.mover.queue.mu.Unlock()
+		return tr.mover.queue.bytes
+	}
+	await(t, "as much as fits is read", func() bool { return kept() >= moverBytes })
+	renewed := func() uint64 {
+		s, err := tr.js.Stream(t.Context(), tr.waitStream().Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CachedInfo().State.LastSeq
+	}
+	last := renewed()
+	await(t, "the mover looks again", func() bool { return renewed() > last })
+	if got, limit := kept(), moverBytes+pageBytes+size+64<<10; got > limit {
+		t.Errorf("%d bytes are kept, limit %d", got, limit)
+	}
+}
+
+// After a long standstill there are more seconds than are looked at together.
+func TestMoverAfterAStandstill(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	const n = secondsMost + 500
+	var ms messages
+	for i := range n {
+		due := time.Now().Add(-time.Duration(i) * time.Second)
+		ms = append(ms, &nats.Msg{Subject: tr.secondSubject(due), Data: []byte(strconv.Itoa(i)), Header: nats.Header{
+			headerMoveID: {strconv.Itoa(i)}, headerMoveTo: {"jobs"}, headerMoveDue: {strconv.FormatInt(due.UnixNano(), 10)},
+		}})
+	}
+	if err := tr.pub.publish(t.Context(), ms); err != nil {
+		t.Fatal(err)
+	}
+	once(t, consume(t, tr, transport.SourceConfig{Limit: 256}), n)
+}
+
+// What earlier versions had the server schedule is brought home as well.
+func TestScheduledByAnEarlierVersion(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	c := tr.stream("")
+	c.Name, c.Subjects = "WASM_SCHEDULES_test", []string{"wasm.schedules.test.at.*", "wasm.schedules.test.due.>"}
+	c.Retention, c.AllowMsgSchedules, c.AllowRollup = jetstream.WorkQueuePolicy, true, true
+	if _, err := tr.js.CreateStream(t.Context(), *c); err != nil {
+		t.Fatal(err)
+	}
+	due := time.Now().Add(1500 * time.Millisecond)
+	if err := tr.pub.publish(t.Context(), messages{{
+		Subject: "wasm.schedules.test.at.x", Data: []byte("x"), Header: nats.Header{
+			jetstream.ScheduleHeader:       {"@at " + due.Add(-500*time.Millisecond).UTC().Format(time.RFC3339Nano)},
+			jetstream.ScheduleTargetHeader: {"wasm.schedules.test.due.jobs.x"},
+			headerMoveID:                   {"1"}, headerMoveDue: {strconv.FormatInt(due.UnixNano(), 10)}, transport.HeaderJobID: {"j"},
+		},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	d := fetch(t, consume(t, tr, transport.SourceConfig{Subject: "jobs.x"}), 1, 1)[0]
+	m := d.Message()
+	if time.Now().Before(due) || string(m.Body) != "x" || m.Header.Get(transport.HeaderMsgID) != "1" || len(m.Header) != 2 {
+		t.Errorf("%v before it is due: %q %v", time.Until(due), m.Body, m.Header)
+	}
+	d.Ack()
+}
+
+// A stream that others have made must be able to hold what waits.
+func TestPrepareRefusesWaitingStream(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	if _, err := tr.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "W", Subjects: []string{"wasm.waiting.>"}, AllowRollup: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Prepare(t.Context(), transport.Subjects{Sources: []string{"jobs"}}); !transport.Permanent(err) {
+		t.Errorf("without allow_direct: %v", err)
+	}
+}
+
+// A page of which a part was lost is not taken for a whole one.
+func TestPageIsAChain(t *testing.T) {
+	t.Parallel()
+	nc := dial(t, embed(t, EmbedConfig{}).ConnectConfig())
+	message := func(previous, sequence string) nats.Header {
+		return nats.Header{"Nats-Last-Sequence": {previous}, jetstream.SequenceHeader: {sequence}}
+	}
+	end := func(previous string) nats.Header {
+		return nats.Header{"Status": {"204"}, "Nats-Last-Sequence": {previous}}
+	}
+	for name, c := range map[string]struct {
+		headers []nats.Header
+		n       int
+		fails   bool
+	}{
+		"whole":          {[]nats.Header{message("0", "7"), message("7", "9"), end("9")}, 2, false},
+		"empty":          {[]nats.Header{{"Status": {"404"}}}, 0, false},
+		"first is lost":  {[]nats.Header{message("7", "9"), end("9")}, 0, true},
+		"middle is lost": {[]nats.Header{message("0", "7"), message("8", "9"), end("9")}, 0, true},
+		"last is lost":   {[]nats.Header{message("0", "7"), end("9")}, 0, true},
+		"refused":        {[]nats.Header{{"Status": {"408"}, "Description": {"Bad Request"}}}, 0, true},
+		"nobody answers": {[]nats.Header{{"Status": {"503"}}}, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inbox := nc.NewInbox()
+			sub, err := nc.SubscribeSync(inbox)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range c.headers {
+				if err := nc.PublishMsg(&nats.Msg{Subject: inbox, Header: h}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
+			if ms, err := chain(ctx, sub); len(ms) != c.n || (err != nil) != c.fails {
+				t.Errorf("%d messages, %v", len(ms), err)
+			}
+		})
+	}
+}
+
+// Jobs that are due at one moment all come, also where the server refuses most of them for a while, since it has more to store than it lets
+// wait.
+func TestManyDueAtOnce(t *testing.T) {
+	t.Parallel()
+	const n, writers = 1200, 8
+	srv := services.StartNATS(t, fmt.Sprintf("jetstream: { store_dir: %q, max_buffered_msgs: 32 }", filepath.Join(t.TempDir(), "js")))
+	tr := open(t, dial(t, ConnectConfig{URLs: []string{"nats://" + srv.Addr}, Name: t.Name()}))
+	s := consume(t, tr, transport.SourceConfig{})
+	due := time.Now().Add(4 * time.Second)
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := w; i < n; i += writers {
+				m := moved("jobs", fmt.Sprint(i))
+				m.Subject = "jobs"
+				for tr.schedule(t.Context(), time.Until(due), m, nil) != nil { // the server says that it is too much
+					if t.Context().Err() != nil {
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	seen := make(map[string]bool)
+	for len(seen) < n {
+		for _, d := range fetch(t, s, 1, 256) {
+			seen[string(d.Message().Body)] = true
+			d.Ack()
+		}
+	}
+	t.Logf("the last came %v after they were due", time.Since(due))
+}
