@@ -127,6 +127,23 @@ func TestMoverAndAFullQueue(t *testing.T) {
 	later(t, tr, "full", 3, always(100*time.Millisecond))
 	later(t, tr, "jobs", 50, always(200*time.Millisecond))
 	once(t, s, 50)
+	await(t, "the others wait again", func() bool {
+		s, err := tr.js.Stream(t.Context(), tr.waitStream().Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(tr.waitSubject(atToken+".>")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := uint64(0)
+		for subject, n := range info.State.Subjects {
+			if subject > tr.secondSubject(time.Now().Add(2*time.Second)) {
+				again += n
+			}
+		}
+		return again > 0
+	})
 	once(t, consume(t, tr, transport.SourceConfig{Route: "full", Subject: "full", Limit: 1}), 4)
 }
 
