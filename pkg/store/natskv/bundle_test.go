@@ -58,7 +58,7 @@ func FuzzBundle(f *testing.F) {
 		st := newState()
 		now := time.Now().UnixNano()
 		err := st.apply(1, now, b, func(store.Change) {})
-		for key, it := range st.keys {
+		for key, it := range st.keys.all() {
 			if int(it.offset)+int(it.length) > len(b) {
 				t.Fatalf("key %q has its value at %d, %d bytes, in %d (%v)", key, it.offset, it.length, len(b), err)
 			}
@@ -100,11 +100,11 @@ func TestStateFromTheMiddle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(part.keys) != 2 || len(whole.keys) != 2 {
-		t.Fatalf("keys %v, want %v", part.keys, whole.keys)
+	if part.keys.len() != 2 || whole.keys.len() != 2 {
+		t.Fatalf("keys %v, want %v", part.keys.all(), whole.keys.all())
 	}
-	for key, want := range whole.keys {
-		if got := part.keys[key]; got != want {
+	for key, want := range whole.keys.all() {
+		if got, _ := part.keys.find(key); got != want {
 			t.Errorf("%s is %+v, want %+v", key, got, want)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 
 const (
 	// roundBytes bounds a bundle, unless one transaction alone is larger.
-	roundBytes = 256 << 10
+	roundBytes = 64 << 10
 	// roundMembers bounds the transactions of a round.
 	roundMembers = maxPlaces
 	// slowLog is after how long a log that does not go on casts doubt on the consumer.

@@ -22,9 +22,9 @@ type state struct {
 	bad     error  // why it cannot be told what the log comes to
 	ready   bool   // it is complete, as far as was known when the reading began
 	target  uint64 // it is ready when it has come this far
-	keys    map[string]item
+	keys    keyset
 	sets    map[string]*ordered.Set
-	due     map[int64][]string // keys by the second in which they expire
+	due     map[int64][]uint64 // hashes of keys by the second in which they expire
 	swept   int64              // seconds before are done with
 
 	bundles []bundle // what the stream has, in order
@@ -61,13 +61,13 @@ type bundle struct {
 
 func newState() state {
 	return state{
-		keys: make(map[string]item), sets: make(map[string]*ordered.Set), due: make(map[int64][]string), recent: make(map[uint64][]byte),
+		keys: newKeyset(), sets: make(map[string]*ordered.Set), due: make(map[int64][]uint64), recent: make(map[uint64][]byte),
 	}
 }
 
 // find returns a key as it stands at now.
 func (st *state) find(key string, now int64) (item, bool) {
-	it, ok := st.keys[key]
+	it, ok := st.keys.find(key)
 	if ok && it.expires != 0 && it.expires <= now {
 		return item{}, false
 	}
@@ -94,16 +94,17 @@ func (st *state) apply(seq uint64, now int64, b []byte, send func(store.Change))
 			if e.ttl > 0 {
 				it.expires = now + int64(e.ttl)
 			}
-			old, was := st.keys[string(e.name)]
+			name := string(e.name)
+			old, was := st.keys.find(name)
 			if e.kind == effectKeep {
 				it.revision, it.modified, it.expires = e.revision, e.modified, e.expires
 			}
-			st.put(e.name, it, old, was)
+			st.put(name, it, old, was)
 			if e.kind == effectPut && send != nil {
-				send(store.Change{KV: store.KV{Key: string(e.name), Value: e.value, Revision: it.revision, Modified: time.Unix(0, now)}})
+				send(store.Change{KV: store.KV{Key: name, Value: e.value, Revision: it.revision, Modified: time.Unix(0, now)}})
 			}
 		case effectDelete:
-			if old, ok := st.keys[string(e.name)]; ok {
+			if old, ok := st.keys.find(string(e.name)); ok {
 				st.drop(string(e.name), old)
 				if send != nil {
 					send(store.Change{Deleted: true, KV: store.KV{Key: string(e.name), Revision: revision(seq, e.place), Modified: time.Unix(0, now)}})
@@ -132,23 +133,22 @@ func (st *state) apply(seq uint64, now int64, b []byte, send func(store.Change))
 }
 
 // put makes it what stands at a key.
-func (st *state) put(name []byte, it, old item, was bool) {
+func (st *state) put(name string, it, old item, was bool) {
 	if was {
 		st.unhold(len(name), old)
 	}
-	key := string(name)
-	st.keys[key] = it
+	hash := st.keys.put(name, it)
 	st.live += keyBytes(len(name), it)
 	st.bundles[len(st.bundles)-1].keys++
 	second := max(it.expires/int64(time.Second), st.swept)
 	if it.expires != 0 && (!was || old.expires/int64(time.Second) != second) {
-		st.due[second] = append(st.due[second], key)
+		st.due[second] = append(st.due[second], hash)
 	}
 }
 
 // drop takes a key out.
 func (st *state) drop(key string, it item) {
-	delete(st.keys, key)
+	st.keys.drop(key)
 	st.unhold(len(key), it)
 }
 
@@ -194,7 +194,7 @@ func (st *state) ofUse(writes []byte, seq uint64, body []byte) []byte {
 	_ = effects(body, func(e *effect) { // what cannot be read was reported when it came
 		switch e.kind {
 		case effectPut, effectKeep:
-			if it, ok := st.keys[string(e.name)]; ok && it.seq == seq && int(it.offset) == e.offset {
+			if it, ok := st.keys.find(string(e.name)); ok && it.seq == seq && int(it.offset) == e.offset {
 				writes = appendKeep(writes, e.name, it, e.value)
 			}
 		case effectAdd:
@@ -228,10 +228,12 @@ func (st *state) expired(now int64) []string {
 	}
 	var keys []string
 	for ; st.swept < second && len(st.due) > 0; st.swept++ {
-		for _, key := range st.due[st.swept] {
-			if it, ok := st.keys[key]; ok && it.expires != 0 && it.expires <= now {
-				keys = append(keys, key)
-			}
+		for _, hash := range st.due[st.swept] {
+			st.keys.each(hash, func(key string, it item) {
+				if it.expires != 0 && it.expires <= now {
+					keys = append(keys, key)
+				}
+			})
 		}
 		delete(st.due, st.swept)
 	}
@@ -240,4 +242,4 @@ func (st *state) expired(now int64) []string {
 }
 
 // again has expired tell a key once more.
-func (st *state) again(key string) { st.due[st.swept] = append(st.due[st.swept], key) }
+func (st *state) again(key string) { st.due[st.swept] = append(st.due[st.swept], st.keys.sum(key)) }

@@ -63,7 +63,8 @@ func (s *Store) expire() {
 			if s.watched(key) {
 				watched = append(watched, key)
 			} else {
-				s.st.drop(key, s.st.keys[key])
+				it, _ := s.st.keys.find(key)
+				s.st.drop(key, it)
 			}
 		}
 		s.mu.Unlock()
@@ -88,7 +89,7 @@ func (s *Store) expireKey(key string) {
 	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
 	defer cancel()
 	m := &member{ctx: ctx, writes: appendOp(nil, store.Delete(key)), keys: []string{key}, room: true, test: func(now int64) bool {
-		it, ok := s.st.keys[key]
+		it, ok := s.st.keys.find(key)
 		return ok && it.expires != 0 && it.expires <= now
 	}}
 	if err := s.do(m); err != nil && s.ctx.Err() == nil {
