@@ -41,9 +41,9 @@ bench-extism: ## the same plug-ins here and under Extism's Go SDK, with ratios; 
 	cd scripts/extismcompare && $(GO) test ./... && GOGC=400 $(GO) run .
 
 scale: services ## a million jobs that wait or are scheduled, five million outcomes, a hundred routes (an hour and more, 5 GB of memory); SCALE= more flags
-	. ./.services/env && GOGC=400 $(GO) test -timeout=6h -run '^$$' -bench 'Backlog|Routes|Schedules|Failing|Outcomes' -benchtime 1x -v ./pkg/sidecar -args -scale.own \
+	. ./.services/env && $(GO) test -timeout=6h -run '^$$' -bench 'Backlog|Routes|Schedules|Failing|Outcomes' -benchtime 1x -v ./pkg/sidecar -args -scale.own \
 		-scale.backlog=1000000 -scale.outcomes=1000000 -scale.schedules=1000000 -scale.lead=4m -scale.spread=5m -scale.failing=1m $(SCALE)
-	. ./.services/env && GOGC=400 $(GO) test -timeout=2h -run '^$$' -bench 'Outcomes/redis' -benchtime 1x -v ./pkg/sidecar -args -scale.outcomes=5000000
+	. ./.services/env && $(GO) test -timeout=2h -run '^$$' -bench 'Outcomes/redis' -benchtime 1x -v ./pkg/sidecar -args -scale.outcomes=5000000
 
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	scripts/fuzz $(FUZZTIME)

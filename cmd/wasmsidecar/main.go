@@ -10,11 +10,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
 )
 
 // Exit codes, as documented in docs/command.md.
@@ -112,15 +113,10 @@ func onHangup(f func()) (stop func()) {
 	}
 }
 
-// gcPercent is how much the heap may grow between two collections. A sidecar's heap is small and its garbage is the messages
-// that pass through: collecting them a quarter as often saves a fifth of the work of a job, for some tens of megabytes. The
-// memory limit, where there is one, still holds.
-const gcPercent = 400
-
 // tuneCollector sets the collector's pace, unless GOGC says otherwise.
 func tuneCollector() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		sidecar.PaceCollector()
 	}
 }
 

@@ -45,6 +45,7 @@ func BenchmarkJobs(b *testing.B) {
 // guestRate runs a backlog of n jobs through a guest and returns jobs per second, and the CPU time of a job here and in servers, in µs.
 func guestRate(b *testing.B, br benchBroker, n int, route string, servers []string) (rate, own, theirs float64) {
 	b.Helper()
+	pace(b)
 	var done atomic.Int64
 	finished := make(chan struct{})
 	sink := func(e event.Event) {

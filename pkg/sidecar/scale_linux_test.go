@@ -38,6 +38,7 @@ type plant struct {
 // newPlant starts servers for a broker: redis, nats, embedded or kafka. Kafka's broker is the one of all tests unless own is given.
 func newPlant(tb testing.TB, broker string, own bool) *plant {
 	tb.Helper()
+	pace(tb)
 	p := &plant{tb: tb, name: services.UniqueName(tb), guests: filepath.Join("..", "..", "examples", "guests")}
 	redis := func() string {
 		s := services.StartRedis(tb)
@@ -68,6 +69,13 @@ func newPlant(tb testing.TB, broker string, own bool) *plant {
 		tb.Fatalf("no broker %q", broker)
 	}
 	return p
+}
+
+// pace has a benchmark collect garbage as the command does, unless GOGC says otherwise.
+func pace(tb testing.TB) {
+	if _, ok := tb.(*testing.B); ok && os.Getenv("GOGC") == "" {
+		tb.Cleanup(sidecar.PaceCollector())
+	}
 }
 
 // config is a configuration with n routes, which take the jobs of the subjects name0, name1 … to a module.
