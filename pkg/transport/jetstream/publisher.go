@@ -158,6 +158,12 @@ func (p *publisher) send(ctx context.Context, msgs []*nats.Msg, again bool) erro
 		}
 	}()
 	for range msgs {
+		select { // with one case it takes a tenth of the time
+		case p.slots <- struct{}{}:
+			taken++
+			continue
+		default:
+		}
 		select {
 		case p.slots <- struct{}{}:
 			taken++
