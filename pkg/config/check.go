@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// maxEntries is the most modules and the most routes; each is a runtime or a consumer of its own.
+// maxEntries is the most modules, routes and schedules; each is a runtime, a consumer or a timer of its own.
 const maxEntries = 1000
 
 // complete derives what was left out and reports everything that is wrong.
@@ -33,10 +33,15 @@ func (r *report) complete(c *Config) {
 		r.failf("routes", "%d routes are too many; the most is %d", len(c.Routes), maxEntries)
 		return
 	}
+	if len(c.Schedules) > maxEntries {
+		r.failf("schedules", "%d schedules are too many; the most is %d", len(c.Schedules), maxEntries)
+		return
+	}
 	for _, name := range sortedKeys(c.Modules) {
 		r.module(name, c.Modules[name])
 	}
 	r.routes(c)
+	r.schedules(c)
 }
 
 // rules holds every field to the enum, min and max of its tag.

@@ -47,6 +47,8 @@ type Config struct {
 
 	Modules map[string]*Module `yaml:"modules"` // by name
 	Routes  []*Route           `yaml:"routes"`
+	// Schedules publish jobs at the times of cron expressions.
+	Schedules []*Schedule `yaml:"schedules"`
 
 	Admin Admin `yaml:"admin"`
 	Log   Log   `yaml:"log"`
@@ -344,7 +346,7 @@ func Default() *Config {
 		},
 		Memory:  MemoryConfig{MaxStore: 256 << 20},
 		Modules: map[string]*Module{},
-		Routes:  []*Route{},
+		Routes:  []*Route{}, Schedules: []*Schedule{},
 		Admin:   Admin{Listen: "127.0.0.1:9464"},
 		Log:     Log{Format: "text", Level: "info"},
 		Drain:   Drain{Timeout: 30 * time.Second},

@@ -120,6 +120,17 @@ func roundTrip(t *testing.T, c *Config) {
 			}
 		}
 	}
+	for i, s := range c.Schedules {
+		at := fmt.Sprintf("schedules[%d]", i)
+		if slices.Contains(c.hidden, at+".body") {
+			s.Body = "***"
+		}
+		for key := range s.Headers {
+			if slices.Contains(c.hidden, joinKey(at+".headers", key)) {
+				s.Headers[key] = "***"
+			}
+		}
+	}
 	c.hidden = nil // nothing of what was printed came from the environment
 	if !reflect.DeepEqual(again, c) {
 		t.Errorf("parsed again it differs\ngot:  %+v\nwant: %+v", again, c)
@@ -157,6 +168,9 @@ func TestReference(t *testing.T) {
 	rt := DefaultRoute()
 	rt.From, rt.Module, rt.To = "jobs", "echo", "results"
 	want.Modules, want.Routes = map[string]*Module{"echo": m}, []*Route{rt}
+	s := DefaultSchedule()
+	s.Name, s.Cron, s.Route = "nightly", "0 30 2 * * *", "jobs"
+	want.Schedules = []*Schedule{s}
 	if err := want.Complete(); err != nil {
 		t.Fatal(err)
 	}

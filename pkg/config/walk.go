@@ -64,6 +64,8 @@ func fresh(t reflect.Type) reflect.Value {
 		return reflect.ValueOf(DefaultModule())
 	case reflect.TypeFor[*Route]():
 		return reflect.ValueOf(DefaultRoute())
+	case reflect.TypeFor[*Schedule]():
+		return reflect.ValueOf(DefaultSchedule())
 	}
 	return reflect.New(t.Elem())
 }

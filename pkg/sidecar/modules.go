@@ -159,6 +159,9 @@ func Check(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	ms.close()
+	if _, err := scheduled(cfg); err != nil {
+		return err
+	}
 	for section, t := range map[string]config.TLS{"kafka": cfg.Kafka.TLS, "redis": cfg.Redis.TLS, "nats": cfg.NATS.TLS} {
 		if _, err := tlsConfig(section, t); err != nil {
 			return err

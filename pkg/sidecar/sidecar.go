@@ -58,6 +58,9 @@ type Sidecar struct {
 	admin   *api.Server
 	metrics *telemetry.Metrics
 	sink    event.Sink
+	// scheduled are the jobs of the schedules, in the order of the configuration.
+	scheduled []transport.Message
+
 	running chan struct{} // closed when every part is up
 	reload  chan struct{} // modules are to be looked at
 
@@ -104,6 +107,9 @@ func New(ctx context.Context, cfg *config.Config, opt Options) (*Sidecar, error)
 		sinks = append(sinks, opt.Sink)
 	}
 	s.sink = sinks
+	if s.scheduled, err = scheduled(cfg); err != nil {
+		return nil, err
+	}
 	if s.modules, err = loadModules(ctx, cfg, opt, s.metrics.Compiled); err != nil {
 		return nil, err
 	}
@@ -202,6 +208,11 @@ func (s *Sidecar) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	stopSchedules, err := s.runSchedules(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer stopSchedules()
 	s.log.Info("ready", "transport", s.cfg.Transport, "store", s.cfg.Store, "routes", len(s.cfg.Routes), "modules", s.modules.names())
 	if err = r.Run(ctx); err == nil {
 		s.log.Info("drained")
@@ -413,7 +424,7 @@ func (s *Sidecar) routes(p *parts) (*router.Router, func(), error) {
 	return rt, closeAll, nil
 }
 
-// subjects is what the routes read and write.
+// subjects is what the routes read and write, and the schedules write.
 func subjects(cfg *config.Config) transport.Subjects {
 	var out transport.Subjects
 	seen := map[string]bool{}
@@ -421,13 +432,18 @@ func subjects(cfg *config.Config) transport.Subjects {
 		out.Sources = append(out.Sources, r.From)
 		seen[r.From] = true
 	}
-	for _, r := range cfg.Routes {
-		for _, s := range []string{r.To, r.DeadLetter} {
-			if s != "" && !seen[s] {
-				seen[s] = true
-				out.Sinks = append(out.Sinks, s)
-			}
+	sink := func(s string) {
+		if s != "" && !seen[s] {
+			seen[s] = true
+			out.Sinks = append(out.Sinks, s)
 		}
+	}
+	for _, r := range cfg.Routes {
+		sink(r.To)
+		sink(r.DeadLetter)
+	}
+	for _, s := range cfg.Schedules {
+		sink(s.To)
 	}
 	return out
 }
@@ -438,7 +454,7 @@ func needsStore(cfg *config.Config) bool {
 			return true
 		}
 	}
-	return false
+	return len(cfg.Schedules) > 0
 }
 
 // embeddedGroup names the consumers of sidecars with an embedded server.

@@ -22,6 +22,8 @@ type Metrics struct {
 	run, wait                                                                   *prometheus.HistogramVec
 	compile                                                                     *prometheus.HistogramVec
 	swaps                                                                       *prometheus.CounterVec
+	fired, missed, held                                                         *prometheus.CounterVec
+	lateness                                                                    *prometheus.HistogramVec
 
 	mu     sync.RWMutex
 	common map[labels]*series
@@ -131,6 +133,10 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 		wait:      histogram("wait_seconds", "Time from publication to the beginning of the job.", "route"),
 		compile:   histogram("compile_seconds", "Time to make a module ready to run.", "module"),
 		swaps:     counter("module_swaps_total", "Changed module files: taken into use (swapped) or not (refused).", "module", "outcome"),
+		fired:     counter("schedule_jobs_total", "Jobs that schedules have published.", "schedule"),
+		missed:    counter("schedule_missed_total", "Times of schedules that passed without a job.", "schedule"),
+		held:      counter("schedule_failures_total", "Tries to publish or record a schedule's job that failed.", "schedule"),
+		lateness:  histogram("schedule_lateness_seconds", "Time from when a schedule's job was due, jitter included, to its publication.", "schedule"),
 	}
 	for _, name := range modules {
 		m.known[name] = true
@@ -139,7 +145,7 @@ func NewMetrics(version string, modules []string, g Gauges) (*Metrics, error) {
 	build.WithLabelValues(version).Set(1)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.unclaimed, m.run, m.wait, m.compile, m.swaps, build,
+		m.jobs, m.attempts, m.retries, m.letters, m.repeats, m.crashes, m.fenced, m.left, m.unclaimed, m.run, m.wait, m.compile, m.swaps, m.fired, m.missed, m.held, m.lateness, build,
 		&gauges{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		errs = append(errs, m.Register(c))
@@ -160,6 +166,20 @@ func (m *Metrics) Swapped(module string, ok bool) {
 	}
 	m.swaps.WithLabelValues(m.module(module), outcome).Inc()
 }
+
+// ScheduleFired notes that a schedule's job was published.
+func (m *Metrics) ScheduleFired(schedule string, late time.Duration) {
+	m.fired.WithLabelValues(schedule).Inc()
+	m.lateness.WithLabelValues(schedule).Observe(late.Seconds())
+}
+
+// ScheduleMissed notes that n times of a schedule will have no job.
+func (m *Metrics) ScheduleMissed(schedule string, n int) {
+	m.missed.WithLabelValues(schedule).Add(float64(n))
+}
+
+// ScheduleFailed notes that a schedule's job could not be published or recorded for now.
+func (m *Metrics) ScheduleFailed(schedule string) { m.held.WithLabelValues(schedule).Inc() }
 
 func (m *Metrics) module(name string) string {
 	if m.known[name] {

@@ -193,6 +193,10 @@ const (
 	HeaderIdempotency = "Idempotency-Key"
 	HeaderHops        = "Wasm-Hops"
 
+	// HeaderSchedule and HeaderScheduledAt are of jobs that a schedule published: its name, and when they were due, RFC 3339 in UTC.
+	HeaderSchedule    = "Wasm-Schedule"
+	HeaderScheduledAt = "Wasm-Scheduled-At"
+
 	HeaderResultOf = "Wasm-Result-Of"
 	HeaderOK       = "Wasm-Ok"
 	HeaderKind     = "Wasm-Kind"
