@@ -21,6 +21,7 @@ type source struct {
 	lease time.Duration
 	pull  *pull
 	acks  *settler
+	gaps  gapState
 
 	closing sync.Once
 	err     error
@@ -70,6 +71,9 @@ func (t *Transport) Source(ctx context.Context, cfg transport.SourceConfig) (tra
 		s.pull.bytes = cfg.Bytes
 	}
 	s.acks = newSettler(t)
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.gaps.turn, s.gaps.stop, s.gaps.done = make(chan struct{}, 1), stop, make(chan struct{})
+	go s.watch(watching)
 	if err := s.pull.begin(ctx); err != nil {
 		_ = s.Close(ctx)
 		return nil, err
@@ -141,6 +145,9 @@ func (s *source) bind(ctx context.Context) (*target, error) {
 		}
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := s.look(ctx, to); err != nil { // before anything is read: then the server moves the consumer on
 		return nil, err
 	}
 	s.t.mu.Lock()
@@ -281,6 +288,8 @@ func (s *source) Close(ctx context.Context) error {
 }
 
 func (s *source) close(ctx context.Context) error {
+	s.gaps.stop()
+	<-s.gaps.done
 	left := s.pull.close(ctx)
 	s.mu.Lock()
 	final := s.final

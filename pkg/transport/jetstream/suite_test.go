@@ -98,6 +98,18 @@ func harness(connect func() ConnectConfig, addr string) transporttest.Harness {
 				t.Fatal(err)
 			}
 		},
+		Trim: func(t testing.TB, subject string, keep int) {
+			_, js := manage(t)
+			cfg := stream(t, subject).CachedInfo().Config
+			cfg.Discard, cfg.MaxMsgs = jetstream.DiscardOld, int64(keep)
+			if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			cfg.MaxMsgs = -1
+			if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+		},
 		OpenCuttable: func(t testing.TB) (transport.Transport, func(time.Duration)) {
 			p := services.NewProxy(t, addr)
 			cfg := connect()

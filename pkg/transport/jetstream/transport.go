@@ -82,6 +82,7 @@ type Transport struct {
 	denials   denials
 	maxBytes  atomic.Int64
 	remade    atomic.Int64 // consumers that were made again
+	gaps      atomic.Int64 // messages that streams dropped before they were read
 	epoch     time.Time    // what leases are counted from, by the monotonic clock
 	skew      atomic.Int64 // the most by which the server's clock may be ahead of ours, in nanoseconds
 	leastSkew atomic.Int64 // the least
@@ -367,5 +368,7 @@ func (t *Transport) count(ctx context.Context, stream, subject string) (uint64, 
 	return info.State.Subjects[subject], nil
 }
 
-// Losses counts consumers that were made again.
-func (t *Transport) Losses() transport.Losses { return transport.Losses{Remade: t.remade.Load()} }
+// Losses counts messages that streams dropped before they were read, and consumers that were made again.
+func (t *Transport) Losses() transport.Losses {
+	return transport.Losses{Gaps: t.gaps.Load(), Remade: t.remade.Load()}
+}
