@@ -91,6 +91,10 @@ func (s *claimStage) unclaimed(ctx context.Context, x *job.Exchange) error {
 
 func (s *claimStage) claimed(ctx context.Context, x *job.Exchange) error {
 	cl, t, err := s.take(ctx, x)
+	for p := (patience{}); x.Alone && err != nil && !s.runs(err) && p.pause < time.Second && p.wait(ctx); {
+		// It may have been claimed, and nobody heard of it: if it were left now, what somebody else does would count against it.
+		cl, t, err = s.take(ctx, x)
+	}
 	switch {
 	case err != nil && s.runs(err):
 		x.Unclaimed = job.UnclaimedStore

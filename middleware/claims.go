@@ -57,8 +57,9 @@ type Claims struct {
 	cfg ClaimsConfig
 	st  store.Store
 
-	away atomic.Int64 // until when the store is not asked, in Unix nanoseconds; see take
-	mute atomic.Bool  // the store did not answer when it was asked last: nothing is begun unclaimed
+	begun time.Time
+	away  atomic.Int64 // until when the store is not asked, in nanoseconds since begun, whatever the host's clock is set to; see take
+	mute  atomic.Bool  // the store did not answer when it was asked last: nothing is begun unclaimed
 
 	// ends is the latest context of soon, and until when it is given out. Nobody cancels it: it ends by itself.
 	ends struct {
@@ -76,6 +77,12 @@ type Claims struct {
 	wg     sync.WaitGroup
 }
 
+// maxGeneration is how long a job's generation is in a key, at most.
+const maxGeneration = 20
+
+// claimRounds is how often a claim is written again because somebody else wrote the record meanwhile.
+const claimRounds = 16
+
 // NewClaims makes the claims of a route and starts their heartbeat. Close them after the router has ended.
 func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if st == nil || cfg.Route == "" || cfg.Partition == "" || cfg.Log == nil {
@@ -90,9 +97,12 @@ func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if cfg.Owner == "" {
 		cfg.Owner = rand.Text()[:16]
 	}
-	c := &Claims{cfg: cfg, st: st, active: map[string]*claim{}}
+	c := &Claims{cfg: cfg, st: st, begun: time.Now(), active: map[string]*claim{}}
 	c.keys = store.Key(cfg.Partition, "claim", cfg.Scope, cfg.Route, "")
 	c.bodies = store.Key(cfg.Partition, "result", cfg.Scope, cfg.Route, "")
+	if n, most := len(c.bodies), store.MaxKeyLen-maxGeneration-1-job.MaxIDLen; n > most {
+		return nil, fmt.Errorf("claims of route %q: the names of its subject, its group and itself come to %d bytes in the store's keys, and %d is the most: shorten them", cfg.Route, n, most)
+	}
 	c.done, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(c.heartbeat)
 	return c, nil
@@ -187,7 +197,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string, q request) (*taken, 
 	rec, _, _ := (*record)(nil).take(s)
 	var rev int64
 	crashed := false
-	for {
+	for range claimRounds {
 		b := rec.encode(cl.id)
 		sent := time.Now()
 		r, err := c.st.Txn(ctx, store.Txn{
@@ -209,7 +219,15 @@ func (cl *claim) acquire(ctx context.Context, nonce string, q request) (*taken, 
 				return nil, fmt.Errorf("claim %q: %w", cl.key, err)
 			}
 		}
-		s.age = max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait
+		s.age = max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait,
+		if old != nil && old.State != done && kv.Modified.Sub(r.Now) > c.cfg.Lease {
+			// but nothing would run out until it is where it was. Written anew, a record counts from now; where that fails, the next to ask
+			// does it. An owner who lives finds his own record under another revision.
+			_, _ = c.st.Txn(ctx, store.Txn{
+				If:   []store.Cond{{Key: cl.key, Revision: kv.Revision}},
+				Then: []store.Op{store.Put(cl.key, kv.Value, c.keep()+old.Wait)},
+			})
+		}
 		next, answer, rest := old.take(s)
 		switch answer {
 		case over:
@@ -232,6 +250,7 @@ func (cl *claim) acquire(ctx context.Context, nonce string, q request) (*taken, 
 		rec, rev = next, kv.Revision
 		crashed = old != nil && next.Crashes > old.Crashes
 	}
+	return &taken{leave: 100 * time.Millisecond}, nil
 }
 
 // recorded answers for a job that is done.

@@ -24,14 +24,14 @@ func (s *claimStage) take(ctx context.Context, x *job.Exchange) (*claim, *taken,
 	if !s.claims.cfg.RunUnclaimed {
 		return s.claims.take(ctx, x.Job, q)
 	}
-	if time.Now().UnixNano() < s.claims.away.Load() {
+	if int64(time.Since(s.claims.begun)) < s.claims.away.Load() {
 		return nil, nil, errAway
 	}
 	tctx, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
 	cl, t, err := s.claims.take(tctx, x.Job, q)
 	if err != nil && ctx.Err() == nil {
-		s.claims.away.Store(time.Now().Add(awayPause).UnixNano())
+		s.claims.away.Store(int64(time.Since(s.claims.begun) + awayPause))
 	}
 	return cl, t, err
 }
