@@ -82,8 +82,9 @@ func TestModelCases(t *testing.T) {
 	}
 }
 
-// R-08, S-10: whatever an owner comes to whose lease ran out and whose job another took: it is refused, over every store, and what the
-// other comes to counts. Both workers have one name.
+// R-08, S-10: whatever an owner comes to whose lease ran out and whose job another took, it is refused over every store, and what the
+// other comes to counts: a heartbeat (renew), a result (complete), a verdict or a trap (fail), and parking, which is the checkpoint there
+// is: guests have no steps of their own yet. Both workers have one name.
 func TestStaleOwnerIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, open := range modelStores {
