@@ -86,6 +86,14 @@ func each(t *testing.T, route string, runners func() map[string]job.Runner, test
 
 func parse(t *testing.T, head, route string) *config.Config {
 	t.Helper()
+	cfg := parseModules(t, head, "  m: {source: none.wasm}", "m"+route)
+	cfg.Modules = nil // the test brings runners of its own
+	return cfg
+}
+
+// parseModules reads a configuration with modules, as lines of YAML, and one route, whose text begins with its module.
+func parseModules(t *testing.T, head, modules, route string) *config.Config {
+	t.Helper()
 	name := services.UniqueName(t)
 	if strings.Contains(head, "redis") {
 		name = "jobs:" + name // the keys that the restricted user may touch
@@ -93,12 +101,11 @@ func parse(t *testing.T, head, route string) *config.Config {
 	if strings.Contains(head, "transport: kafka") {
 		name = strings.ReplaceAll(name, ":", "-")
 	}
-	text := head + fmt.Sprintf("admin: {listen: \"127.0.0.1:0\"}\nmodules:\n  m: {source: none.wasm}\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: m%s}\n", name, name, name, route)
+	text := head + fmt.Sprintf("admin: {listen: \"127.0.0.1:0\"}\nmodules:\n%s\nroutes:\n  - {name: jobs, from: %s, to: %s_results, dead_letter: %s_dead, module: %s}\n", modules, name, name, name, route)
 	cfg, err := config.Parse("test.yaml", []byte(text), nil)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	cfg.Modules = nil // the test brings runners of its own
 	return cfg
 }
 
@@ -110,7 +117,12 @@ func open(t *testing.T, head, route string, runners map[string]job.Runner) *line
 // openAt is open with a log from a level on.
 func openAt(t *testing.T, level slog.Level, head, route string, runners map[string]job.Runner) *line {
 	t.Helper()
-	l := &line{t: t, cfg: parse(t, head, route), log: &syncBuffer{}, level: level}
+	return openConfig(t, level, parse(t, head, route), runners)
+}
+
+func openConfig(t *testing.T, level slog.Level, cfg *config.Config, runners map[string]job.Runner) *line {
+	t.Helper()
+	l := &line{t: t, cfg: cfg, log: &syncBuffer{}, level: level}
 	forgetKafka(t, l.cfg)
 	l.runners = runners
 	l.stop = l.start(runners)

@@ -3,6 +3,7 @@ package sidecar_test
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,10 @@ func forgetKafka(t *testing.T, cfg *config.Config) {
 	if cfg.Transport != config.Kafka {
 		return
 	}
-	r := cfg.Routes[0]
+	var ours []string
+	for _, r := range cfg.Routes {
+		ours = append(ours, r.From, r.To, r.DeadLetter)
+	}
 	addr := services.Kafka(t)
 	t.Cleanup(func() {
 		client, err := kgo.NewClient(kgo.SeedBrokers(addr))
@@ -59,7 +63,7 @@ func forgetKafka(t *testing.T, cfg *config.Config) {
 		}
 		var names []string
 		for _, name := range topics.Names() {
-			if name == r.From || name == r.To || name == r.DeadLetter || strings.HasPrefix(name, cfg.Kafka.Group+".") {
+			if slices.Contains(ours, name) || strings.HasPrefix(name, cfg.Kafka.Group+".") {
 				names = append(names, name)
 			}
 		}
