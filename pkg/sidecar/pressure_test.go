@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/internal/services"
+	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -116,11 +117,17 @@ func TestBreakerOfTheLine(t *testing.T) {
 	}
 }
 
-// S-09: while the store is away no job runs, and /readyz and the metrics say why; with on_store_error: run jobs go on.
+// S-08, S-09: while the store is away no job runs and no message is settled, also when the sidecar ends meanwhile; /readyz and the metrics
+// say why. With on_store_error: run jobs go on.
 func TestStoreAway(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"pause", "run"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, c := range []struct {
+		transport, mode string
+		ends            bool // the sidecar does, while the store is away
+	}{
+		{"nats", "pause", false}, {"nats", "run", false}, {"kafka", "pause", true}, {"embedded", "pause", true},
+	} {
+		t.Run(c.transport+" "+c.mode, func(t *testing.T) {
 			t.Parallel()
 			st := services.StartRedis(t, "--appendonly", "yes")
 			var runs atomic.Int32
@@ -128,15 +135,27 @@ func TestStoreAway(t *testing.T) {
 				runs.Add(1)
 				return &job.Result{Body: j.Body}, nil
 			}
-			head := fmt.Sprintf("transport: nats\nstore: redis\non_store_error: %s\nredis: {addr: %q}\nnats: {url: %q, group: %q}\n",
-				mode, st.Addr, natsURL(t), services.UniqueName(t))
+			head := fmt.Sprintf("transport: %s\nstore: redis\non_store_error: %s\nredis: {addr: %q}\n", c.transport, c.mode, st.Addr)
+			switch c.transport {
+			case config.NATS:
+				head += fmt.Sprintf("nats: {url: %q, group: %q}\n", natsURL(t), services.UniqueName(t))
+			case config.Kafka:
+				head += fmt.Sprintf("kafka: {brokers: [%q], group: %q, partitions: 1}\n", services.Kafka(t), services.UniqueName(t))
+			case config.Embedded:
+				head += fmt.Sprintf("embedded: {dir: %q, listen: \"127.0.0.1:%d\"}\n", t.TempDir(), freePort(t))
+			}
 			l := open(t, head, ", lease: 2s, dedup: {claim: always}", map[string]job.Runner{"m": job.RunnerFunc(f)})
+			result := func(id string) {
+				t.Helper()
+				for l.next(l.results, "the result of "+id).Header.Get(transport.HeaderResultOf) != id {
+				}
+			}
 			l.submit("first", "x")
-			l.next(l.results, "the first result")
+			result("first")
 			st.Kill()
 			l.submit("second", "x")
-			if mode == "run" {
-				l.next(l.results, "a result without the store")
+			if c.mode == "run" {
+				result("second")
 				if l.paused() != "" {
 					t.Errorf("paused: %s", l.paused())
 				}
@@ -149,16 +168,23 @@ func TestStoreAway(t *testing.T) {
 					t.Errorf("%d jobs ran without the store", n-1)
 				}
 			}
-			if ran := l.metric(`wasmsidecar_unclaimed_total{reason="store",route="jobs"} 1`); ran != (mode == "run") {
+			if ran := l.metric(`wasmsidecar_unclaimed_total{reason="store",route="jobs"} 1`); ran != (c.mode == "run") {
 				t.Errorf("the metrics say that a job ran without the store: %t", ran)
 			}
+			if c.ends {
+				l.stop()
+			}
 			st.Start()
-			if mode == "pause" {
-				l.next(l.results, "the second result")
+			if c.ends {
+				l.restart()
+				l.connect(l.cfg)
+			}
+			if c.mode == "pause" {
+				result("second")
 			}
 			l.await("the store is back", func() bool { return l.metric(`wasmsidecar_store_up{store="redis"} 1`) })
 			l.submit("third", "x")
-			l.next(l.results, "the third result")
+			result("third")
 			if n := runs.Load(); n != 3 {
 				t.Errorf("%d runs, want three", n)
 			}
