@@ -33,8 +33,9 @@ type Server struct {
 	name      string
 	binary    string
 	args      []string
-	container string // its name, where the server is one and binary is docker
-	answer    string // what the server says first, to a PING if it waits for one
+	env       []string // beside the test's own
+	container string   // its name, where the server is one and binary is docker
+	answer    string   // what the server says first, to a PING if it waits for one
 	ping      string
 	hello     func(net.Conn) error // in place of both; nil for none
 	patience  time.Duration        // to start
@@ -48,6 +49,13 @@ type Server struct {
 // and waits until it answers. extraArgs are arguments of redis-server and win over the defaults. Where redis-server is not
 // installed and scripts/services runs Redis in a container, this one is a container too, with Dir as its own /data.
 func StartRedis(t testing.TB, extraArgs ...string) *Server {
+	t.Helper()
+	s := newRedis(t, extraArgs...)
+	s.Start()
+	return s
+}
+
+func newRedis(t testing.TB, extraArgs ...string) *Server {
 	t.Helper()
 	var image string
 	binary, err := exec.LookPath("redis-server")
@@ -75,7 +83,6 @@ func StartRedis(t testing.TB, extraArgs ...string) *Server {
 	if asksPassword(extraArgs) {
 		s.answer = "-NOAUTH"
 	}
-	s.Start()
 	return s
 }
 
@@ -161,6 +168,7 @@ func (s *Server) Start() {
 	defer log.Close()
 	cmd := exec.Command(s.binary, s.args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), s.env...)
 	if err := cmd.Start(); err != nil {
 		s.t.Fatalf("services: start %s: %v", s.name, err)
 	}
