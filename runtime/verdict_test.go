@@ -16,7 +16,7 @@ import (
 )
 
 // Each way for a guest to end badly has its kind and says what happened; the host and the module's next job are none the worse.
-// D-05, D-11, D-12.
+// D-05, D-11, D-12, R-06.
 func TestVerdicts(t *testing.T) {
 	t.Parallel()
 	small := func(c *runtime.ModuleConfig) { c.Limits.Memory = 1 << 20 }
@@ -83,6 +83,7 @@ func manyHeaders() string {
 	return b.String() + strings.Repeat("n", 72)
 }
 
+// a guest says when it is to be tried again.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	e, _ := open(t)

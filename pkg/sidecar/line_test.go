@@ -303,7 +303,8 @@ func TestFailingJobBlocksNobody(t *testing.T) {
 			}
 		}
 		dead := l.next(l.dead, "the dead letter")
-		if good != 20 || string(dead.Body) != "bad" || dead.Header.Get("X-Kept") != "yes" || dead.Header.Get(transport.HeaderDeadAttempts) != "3" {
+		if good != 20 || string(dead.Body) != "bad" || dead.Header.Get("X-Kept") != "yes" || dead.Header.Get(transport.HeaderDeadAttempts) != "3" ||
+			!strings.Contains(dead.Header.Get(transport.HeaderDeadError), "always fails") {
 			l.t.Errorf("%d good results; dead letter %q with %v", good, dead.Body, dead.Header)
 		}
 		mu.Lock()
@@ -311,6 +312,7 @@ func TestFailingJobBlocksNobody(t *testing.T) {
 		if n := runs[l.cfg.Routes[0].From+" bad"]; n != 3 {
 			l.t.Errorf("%d executions, want 3", n)
 		}
+		l.noMore(l.dead, "dead letter", 100*time.Millisecond)
 	})
 }
 
@@ -367,7 +369,7 @@ func TestUndecodableMessage(t *testing.T) {
 	})
 }
 
-// a drain lets what runs finish; nothing is executed twice, nothing is dead-lettered, nothing is lost.
+// a drain lets fifty running jobs finish within its time; nothing is executed twice, nothing is dead-lettered, nothing is lost.
 func TestDrainOfTheLine(t *testing.T) {
 	t.Parallel()
 	for _, b := range brokers {

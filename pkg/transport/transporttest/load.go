@@ -73,7 +73,7 @@ func (s *suite) manyOut(t *testing.T) {
 	ackAll(out)
 }
 
-// Who lost a message to another can do no harm to it any more.
+// Who lost a message to another can do no harm to it any more. S-10
 func (s *suite) staleOwner(t *testing.T) {
 	tr, subject := s.jobs(t)
 	publish(t, tr, numbered(subject, 4)...)
