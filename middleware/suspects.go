@@ -40,10 +40,12 @@ type Suspects struct {
 const (
 	// suspectAfter is the number of crashes that make a suspect.
 	suspectAfter = 2
-	// suspectPatience is how long the gate is shut for jobs within to end and for suspects to begin. It doubles when they did not end.
+	// suspectPatience is how long the gate is shut for jobs within to end and for suspects to begin. It doubles each time that they do
+	// not end, up to suspectDoubled times.
 	suspectPatience = 2 * time.Second
-	// suspectRest is how much longer than it was shut the gate stays open where others were held back: they have it for three quarters
-	// of the time.
+	suspectDoubled  = 8 // to nine minutes
+	// suspectRest is how much longer than it was shut the gate stays open where others were held back, or no suspect ran: others have it
+	// for three quarters of the time.
 	suspectRest = 3
 	// suspectHold is the longest wait of a suspect that is not moved.
 	suspectHold = 10 * time.Second
@@ -98,8 +100,8 @@ func Gate(s *Suspects, log *slog.Logger) Stage {
 				x.Settlement = job.Settlement{Verb: job.Leave, After: wait}
 				if wait > suspectHold {
 					x.Settlement.Verb = job.Retry
+					log.Warn("a suspect waits to run alone", "route", x.Job.Route, "job_id", x.Job.ID, "module", x.Job.Module, "crashes", x.Crashes, "for", wait)
 				}
-				log.Warn("a suspect waits to run alone", "route", x.Job.Route, "job_id", x.Job.ID, "module", x.Job.Module, "crashes", x.Crashes, "for", wait)
 				return nil
 			}
 			defer s.part()
@@ -183,7 +185,7 @@ func (s *Suspects) join() (until time.Time, wait time.Duration) {
 	case now.Before(s.rested):
 		return until, s.rested.Sub(now)
 	default:
-		s.since, s.until = now, now.Add(s.patience<<min(s.missed, 16))
+		s.since, s.until = now, now.Add(s.patience<<min(s.missed, suspectDoubled))
 		s.ran, s.held = false, false
 		s.within.Add(gateShut)
 		s.opened = make(chan struct{})
@@ -221,7 +223,7 @@ func (s *Suspects) quit() time.Duration {
 
 // pause is how long the gate stays open that is opened now. The caller holds mu.
 func (s *Suspects) pause(now time.Time) time.Duration {
-	if !s.held {
+	if s.ran && !s.held {
 		return 0
 	}
 	return s.rest * now.Sub(s.since)

@@ -221,6 +221,43 @@ func TestSuspectsShareTheProcess(t *testing.T) {
 	}
 }
 
+// While a job runs for hours a suspect keeps trying, without taking the process from those who come now and then; when the job is over it
+// runs before long.
+func TestSuspectBesideAnEndlessJob(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStore(t)
+		crash(t, st, "suspect", 2)
+		p := setup{store: st, policy: threeTries, runner: func(_ context.Context, j *job.Job) (*job.Result, error) {
+			if j.ID == "endless" {
+				time.Sleep(5 * time.Hour)
+			}
+			return &job.Result{}, nil
+		}}.start(t)
+		begun := time.Now()
+		var ended, ran time.Duration
+		var wg sync.WaitGroup
+		wg.Go(func() { p.settle(t, "endless"); ended = time.Since(begun) })
+		time.Sleep(time.Second)
+		wg.Go(func() { p.settle(t, "suspect"); ran = time.Since(begun) })
+		late, n := 0, 0
+		for ; time.Since(begun) < 4*time.Hour; n++ {
+			at := time.Now()
+			p.settle(t, fmt.Sprint("job", n))
+			if d := time.Since(at); d > 9*time.Minute {
+				t.Errorf("a job waited for %s", d)
+			} else if d > time.Second {
+				late++
+			}
+			time.Sleep(47 * time.Second)
+		}
+		wg.Wait()
+		if late > n/4 || ran < ended || ran > ended+40*time.Minute {
+			t.Errorf("%d of %d jobs had to wait; the endless one was over after %s, and the suspect after %s", late, n, ended, ran)
+		}
+	})
+}
+
 // Whoever waits at the gate, or to run alone, is handed back at once when the process drains; jobs that nothing is claimed for wait as
 // others do.
 func TestDrainAtTheGate(t *testing.T) {
