@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wasmsidecar/wasmsidecar/internal/services"
 	"github.com/wasmsidecar/wasmsidecar/pkg/config"
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/sidecar"
@@ -37,7 +38,8 @@ func TestCron(t *testing.T) {
 				lates = append(lates, time.Since(due))
 				return &job.Result{Body: j.Body}, nil
 			}
-			head := b.yaml(t) + "schedules:\n  - {name: tick, cron: \"* * * * * *\", route: jobs, body: tock, key: k, headers: {X-Own: kept}}\n"
+			name := services.UniqueName(t) // stores outlive the test
+			head := b.yaml(t) + "schedules:\n  - {name: " + name + ", cron: \"* * * * * *\", route: jobs, catch_up: all, body: tock, key: k, headers: {X-Own: kept}}\n"
 			l := open(t, head, "", map[string]job.Runner{"m": job.RunnerFunc(run)})
 			stopOther := func() {}
 			if b.name != "embedded" {
@@ -48,7 +50,7 @@ func TestCron(t *testing.T) {
 				for range n {
 					m := l.next(l.results, "a scheduled job's result")
 					id := m.Header.Get(transport.HeaderResultOf)
-					due, err := time.Parse(time.RFC3339, strings.TrimPrefix(id, "tick@"))
+					due, err := time.Parse(time.RFC3339, strings.TrimPrefix(id, name+"@"))
 					if err != nil || string(m.Body) != "tock" {
 						t.Fatalf("result of %q: %q", id, m.Body)
 					}
@@ -81,13 +83,17 @@ func TestCron(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			slices.Sort(lates)
-			t.Logf("%d jobs; begun after %s, in the median %s, at most %s", len(lates), lates[0], lates[len(lates)/2], lates[len(lates)-1])
-			if lates[0] < 0 || lates[len(lates)/2] > time.Second {
-				t.Errorf("jobs began from %s after they were due on, in the median %s", lates[0], lates[len(lates)/2])
+			usual := lates[len(lates)/2]
+			if b.name == "embedded" {
+				usual = lates[len(lates)/4] // nobody was there for a while
+			}
+			t.Logf("%d jobs; begun after %s, usually %s, at most %s", len(lates), lates[0], usual, lates[len(lates)-1])
+			if lates[0] < 0 || usual > time.Second { // on an idle machine it is some milliseconds
+				t.Errorf("jobs began from %s after they were due on, usually after %s", lates[0], usual)
 			}
 			log := l.log.String()
 			for id, n := range runs {
-				line := "msg=\"scheduled job published\" schedule=tick due=" + strings.TrimSuffix(strings.TrimPrefix(id, "tick@"), "Z")
+				line := "msg=\"scheduled job published\" schedule=" + name + " due=" + strings.TrimSuffix(strings.TrimPrefix(id, name+"@"), "Z")
 				if p := strings.Count(log, line); n != 1 || p != 1 {
 					t.Errorf("%s was published %d times and ran %d times", id, p, n)
 				}
