@@ -90,27 +90,34 @@ func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Tran
 			topics = append(topics, r.DeadLetter)
 		}
 	}
-	tick := time.NewTicker(countEvery)
-	defer tick.Stop()
 	for {
+		all := true
 		for _, r := range cfg.Routes {
-			note(ctx, p, p.backlogs, r.Name, func(ctx context.Context) (transport.Backlog, error) {
+			all = note(ctx, p, p.backlogs, r.Name, func(ctx context.Context) (transport.Backlog, error) {
 				return c.RouteBacklog(ctx, r.Name, r.From)
-			})
+			}) && all
 		}
 		for _, topic := range topics {
-			note(ctx, p, p.depths, topic, func(ctx context.Context) (int64, error) { return c.Depth(ctx, topic) })
+			all = note(ctx, p, p.depths, topic, func(ctx context.Context) (int64, error) { return c.Depth(ctx, topic) }) && all
 		}
+		wait := countEvery
+		if !all { // at the start, until the routes have their sources
+			wait = probeEvery
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return
-		case <-tick.C:
 		}
 	}
 }
 
-// note asks for a figure and keeps it, or forgets the last one: an old figure would look like a new one.
-func note[T any](ctx context.Context, p *prober, figures map[string]T, name string, ask func(context.Context) (T, error)) {
+// note asks for a figure and keeps it, or forgets the last one: an old figure would look like a new one. It says whether there was an answer.
+func note[T any](ctx context.Context, p *prober, figures map[string]T, name string, ask func(context.Context) (T, error)) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	n, err := ask(ctx)
@@ -121,6 +128,7 @@ func note[T any](ctx context.Context, p *prober, figures map[string]T, name stri
 	} else {
 		delete(figures, name)
 	}
+	return err == nil
 }
 
 // topics are the topics of dead letters whose depth is known.
