@@ -17,7 +17,7 @@ const (
 	// batchSize is how many messages go home together, moverWindow how many batches at once.
 	batchSize   = 64
 	moverWindow = 16
-	// carryTries is how often a message is published before it waits again, carryPause lies between.
+	// carryTries is how often a message is published before it waits again. Between two lies carryPause, longer each time, up to a second.
 	carryTries = 5
 	carryPause = 100 * time.Millisecond
 	// waitAgain and waitLong are how long a message waits once more that could not be brought home, and where an operator has to mend that.
@@ -69,7 +69,7 @@ func (m *mover) carryOne(ctx context.Context, w *waiter) {
 			m.queue.done(w)
 			return
 		}
-		if pause(ctx, carryPause) != nil {
+		if pause(ctx, min(time.Duration(attempt)*carryPause, time.Second)) != nil {
 			return
 		}
 	}

@@ -23,6 +23,7 @@ const (
 // keeps two from doing the same work for long, no more: a message that two have brought home is stored once, by its id.
 type lease struct {
 	t       *Transport
+	with    func(ctx context.Context, doing string, call func(context.Context, jetstream.Stream) error) error // on its stream
 	subject string
 	id      string
 	last    uint64    // the sequence of what we have written
@@ -30,8 +31,8 @@ type lease struct {
 	next    time.Time // when to write or look again
 }
 
-func newLease(t *Transport) *lease {
-	return &lease{t: t, subject: t.waitSubject(leaseToken), id: nuid.Next()}
+func newLease(m *mover) *lease {
+	return &lease{t: m.t, with: m.withStream, subject: m.t.waitSubject(leaseToken), id: nuid.Next()}
 }
 
 // hold says whether the lease is ours now, after renewing or trying to get it where it is time for that.
@@ -64,15 +65,7 @@ func (l *lease) hold(ctx context.Context) (bool, error) {
 // free says whether the lease may be had and which sequence is to be replaced.
 func (l *lease) free(ctx context.Context) (free bool, last uint64, err error) {
 	l.t.ahead(ctx) // measures the server's clock now and then
-	err = l.t.api(ctx, "look who moves delayed messages", func(ctx context.Context) error {
-		name, err := l.t.streamFor(ctx, l.t.waitSubject(">"), l.t.waitStream())
-		if err != nil {
-			return err
-		}
-		s, err := l.t.js.Stream(ctx, name)
-		if err != nil {
-			return err
-		}
+	err = l.with(ctx, "look who moves delayed messages", func(ctx context.Context, s jetstream.Stream) error {
 		m, err := s.GetLastMsgForSubject(ctx, l.subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			free = true

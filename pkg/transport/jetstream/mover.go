@@ -15,8 +15,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
 const (
@@ -87,8 +85,9 @@ func (t *Transport) startMover() error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	m := &mover{
-		t: t, lease: newLease(t), stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1), seconds: make(map[string]*second),
+		t: t, stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1), seconds: make(map[string]*second),
 	}
+	m.lease = newLease(m)
 	m.queue.init(m.wake)
 	sub, err := t.nc.Subscribe(t.wakeSubject(), func(*nats.Msg) { nudge(m.wake) })
 	if err != nil {
@@ -174,8 +173,9 @@ func (m *mover) turn(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if n == 0 { // a replica that is behind, or another mover was here
+			if n == 0 { // a replica is behind, or another mover was here
 				s.total = s.kept
+				m.looked = time.Now().Add(time.Second - moverAll)
 			}
 		}
 	}
@@ -202,7 +202,8 @@ func (m *mover) list(ctx context.Context) error {
 			m.looked = time.Time{}
 			return err
 		}
-		return m.note(counts, until)
+		m.note(counts, until)
+		return nil
 	}
 	if begun.Sub(m.back) > time.Second {
 		first -= moverBack
@@ -213,21 +214,20 @@ func (m *mover) list(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := m.note(counts, until); err != nil {
-			return err
-		}
+		m.note(counts, until)
 	}
 	return nil
 }
 
 // note keeps the counts of seconds that have begun by a time. Of very many, as after a long standstill, it keeps the first.
-func (m *mover) note(counts map[string]uint64, until time.Time) error {
+func (m *mover) note(counts map[string]uint64, until time.Time) {
 	var due []*second
 	for subject, n := range counts {
 		text := subject[strings.LastIndexByte(subject, '.')+1:]
 		unix, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return fmt.Errorf("a delayed message under %q, which names no second: %w", subject, transport.ErrRejected)
+			m.t.log.Debug("this names no second and was not written by a sidecar", "subject", subject, "messages", n)
+			continue
 		}
 		if at := time.Unix(unix, 0); !at.After(until) {
 			due = append(due, &second{subject: subject, at: at, total: n})
@@ -242,10 +242,9 @@ func (m *mover) note(counts map[string]uint64, until time.Time) error {
 			m.seconds[s.subject] = s
 		default:
 			m.looked = time.Time{} // as soon as some are done
-			return nil
+			return
 		}
 	}
-	return nil
 }
 
 // count returns how many messages each second has of those that a pattern of minutes and seconds names.
