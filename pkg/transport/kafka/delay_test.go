@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -129,4 +131,41 @@ func TestDelayTargetGone(t *testing.T) {
 		t.Errorf("got %q", body(d))
 	}
 	d.Ack()
+}
+
+// The mover holds enough of a partition that it does not run dry, at some thousands a second, while a pause of its fetching ends.
+func TestMoverReadsAhead(t *testing.T) {
+	t.Parallel()
+	cl, err := kgo.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	for name, c := range map[string]struct {
+		due        func(*kgo.Record) time.Time
+		most, dry  int
+		perMessage int
+	}{
+		"route":       {nil, queueMax, queueMax / 2, 1},
+		"mover":       {func(*kgo.Record) time.Time { return time.Time{} }, dueMax, 4000, 1},
+		"mover bytes": {func(*kgo.Record) time.Time { return time.Time{} }, 2048, 1000, 1 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &source{cl: cl, due: c.due}
+			p := &partition{topicPartition: topicPartition{name, 0}, gated: true}
+			for _, x := range []struct {
+				queued int
+				paused bool
+			}{{c.most - 1, false}, {c.most, true}, {c.most - 1, true}, {c.dry - 1, false}} {
+				p.records, p.bytes = make([]*kgo.Record, x.queued), x.queued*c.perMessage
+				if s.pauseOrResume(p); p.paused != x.paused {
+					t.Errorf("with %d queued: paused %v", x.queued, p.paused)
+				}
+			}
+			if c.due != nil && time.Duration(c.dry)*time.Second/4000 < fetchWait {
+				t.Errorf("%d messages last less than %v", c.dry, fetchWait)
+			}
+		})
+	}
 }

@@ -58,6 +58,10 @@ const (
 	maxStep    = 1 << 17
 	queueMax   = 512     // records queued in a partition that is gated, before it is paused
 	queueBytes = 1 << 20 // the same in bytes
+	// The mover's are all gated. A partition that is fetched again after a pause waits for up to fetchWait, and this lasts longer where some
+	// thousands come due each second.
+	dueMax   = 8 << 10
+	dueBytes = 2 << 20
 )
 
 func (p *partition) queued() int { return len(p.records) - p.head }

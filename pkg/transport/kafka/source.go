@@ -20,6 +20,7 @@ const (
 	prefetch      = 8192     // records queued before the client is left alone
 	prefetchBytes = 16 << 20 // the same in bytes
 	fetchBytes    = 16 << 20 // a broker's answer
+	fetchWait     = 250 * time.Millisecond
 )
 
 // sourceConfig is what differs between the source of a route and that of the delay topics.
@@ -92,7 +93,7 @@ func newSource(t *Transport, cfg sourceConfig) (*source, error) {
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// A partition that is new, or fetched again after a pause, waits for the fetch of its broker's others to end.
-		kgo.FetchMaxWait(250 * time.Millisecond),
+		kgo.FetchMaxWait(fetchWait),
 		kgo.FetchMinBytes(1),
 		kgo.FetchMaxBytes(fetchBytes),
 		kgo.DisableAutoCommit(), // it would write over our metadata
@@ -281,11 +282,15 @@ func (s *source) take(ds []transport.Delivery, p *partition, n, limit int, now t
 // pauseOrResume stops fetching a partition that holds enough and may not hand it out, so that it does not keep the others from
 // being fetched. What the client holds of it is dropped and fetched again. mu is held.
 func (s *source) pauseOrResume(p *partition) {
+	most, bytes := queueMax, queueBytes
+	if s.due != nil {
+		most, bytes = dueMax, dueBytes
+	}
 	switch {
-	case !p.paused && p.gated && (p.queued() >= queueMax || p.bytes >= queueBytes):
+	case !p.paused && p.gated && (p.queued() >= most || p.bytes >= bytes):
 		p.paused = true
 		s.cl.PauseFetchPartitions(map[string][]int32{p.topic: {p.num}})
-	case p.paused && p.queued() < queueMax/2 && p.bytes < queueBytes/2:
+	case p.paused && p.queued() < most/2 && p.bytes < bytes/2:
 		p.paused = false
 		s.cl.ResumeFetchPartitions(map[string][]int32{p.topic: {p.num}})
 	}
