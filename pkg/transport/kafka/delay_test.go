@@ -147,8 +147,8 @@ func TestMoverReadsAhead(t *testing.T) {
 		perMessage int
 	}{
 		"route":       {nil, queueMax, queueMax / 2, 1},
-		"mover":       {func(*kgo.Record) time.Time { return time.Time{} }, dueMax, 4000, 1},
-		"mover bytes": {func(*kgo.Record) time.Time { return time.Time{} }, 2048, 1000, 1 << 10},
+		"mover":       {func(*kgo.Record) time.Time { return time.Time{} }, dueMax, dueMax / 2, 1},
+		"mover bytes": {func(*kgo.Record) time.Time { return time.Time{} }, queueBytes >> 9, queueBytes >> 10, 1 << 9},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -58,10 +58,9 @@ const (
 	maxStep    = 1 << 17
 	queueMax   = 512     // records queued in a partition that is gated, before it is paused
 	queueBytes = 1 << 20 // the same in bytes
-	// The mover's are all gated. A partition that is fetched again after a pause waits for up to fetchWait, and this lasts longer where some
-	// thousands come due each second.
-	dueMax   = 8 << 10
-	dueBytes = 2 << 20
+	// dueMax takes the place of queueMax in the mover, whose partitions are all gated. One that is fetched again after a pause waits for up to
+	// fetchWait, and half of this lasts longer where some thousands come due each second.
+	dueMax = 4 << 10
 )
 
 func (p *partition) queued() int { return len(p.records) - p.head }

@@ -282,15 +282,15 @@ func (s *source) take(ds []transport.Delivery, p *partition, n, limit int, now t
 // pauseOrResume stops fetching a partition that holds enough and may not hand it out, so that it does not keep the others from
 // being fetched. What the client holds of it is dropped and fetched again. mu is held.
 func (s *source) pauseOrResume(p *partition) {
-	most, bytes := queueMax, queueBytes
+	most := queueMax
 	if s.due != nil {
-		most, bytes = dueMax, dueBytes
+		most = dueMax
 	}
 	switch {
-	case !p.paused && p.gated && (p.queued() >= most || p.bytes >= bytes):
+	case !p.paused && p.gated && (p.queued() >= most || p.bytes >= queueBytes):
 		p.paused = true
 		s.cl.PauseFetchPartitions(map[string][]int32{p.topic: {p.num}})
-	case p.paused && p.queued() < most/2 && p.bytes < bytes/2:
+	case p.paused && p.queued() < most/2 && p.bytes < queueBytes/2:
 		p.paused = false
 		s.cl.ResumeFetchPartitions(map[string][]int32{p.topic: {p.num}})
 	}
