@@ -95,6 +95,9 @@ func (r *report) due(s *Schedule, path string) {
 		r.failf(path+".cron", "%v", err)
 		return
 	}
+	if s.Jitter <= 0 {
+		return
+	}
 	if gap := e.Shortest(); s.Jitter >= gap {
 		r.failf(path+".jitter", "%s is as long as the time between two jobs, %s, or longer; make it shorter", formatDuration(s.Jitter), formatDuration(gap))
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,6 +190,7 @@ type mortal struct {
 	after bool
 	kind  string
 	dead  chan struct{}
+	back  atomic.Bool // lives again
 }
 
 func (m *mortal) MaxBytes() int { return 0 }
@@ -198,6 +200,9 @@ var errDead = errors.New("dead")
 func (m *mortal) call(ctx context.Context, kind string, do func() error) error {
 	select {
 	case <-m.dead:
+		if m.back.Load() {
+			return do()
+		}
 		return errDead
 	default:
 	}
@@ -497,8 +502,20 @@ func TestTroubles(t *testing.T) {
 		m := &mortal{world: w, Store: w.store, left: 7, kind: "write", dead: make(chan struct{})}
 		defer w.start(func(c *schedule.Config) { c.Store, c.Publisher = m, w })()
 		time.Sleep(time.Minute)
-		if n := len(w.jobs()); n > 4 || w.failed < 5 || w.failed > 40 {
-			t.Errorf("%d jobs with the store away, %d failures", n, w.failed)
+		n, failed := len(w.jobs()), w.failed
+		if n > 4 || failed < 5 || failed > 40 {
+			t.Errorf("%d jobs with the store away, %d failures", n, failed)
+		}
+		m.back.Store(true)
+		time.Sleep(10 * time.Second)
+		dues := w.jobs()
+		for _, due := range dues[n+1:] { // the first stands for those that were missed
+			if late := time.Since(due); late > 30*time.Second {
+				t.Errorf("a job due %s ago was made up", late)
+			}
+		}
+		if w.missed == 0 || len(dues) < n+15 || time.Since(dues[len(dues)-1]) > 2*time.Second {
+			t.Errorf("%d jobs after the store came back, %d missed", len(dues)-n, w.missed)
 		}
 	})
 }
