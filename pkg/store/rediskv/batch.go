@@ -15,10 +15,11 @@ import (
 )
 
 const (
-	// flights is how many pipelines may be on their way at once; a slow one does not hold up the next.
-	flights = 4
+	// flights is how many pipelines may be on their way at once: one is read by the server while the next is gathered, and a slow one
+	// does not hold it up. More of them carry less each, which costs more here and there.
+	flights = 2
 	// batchLen and batchBytes bound a pipeline.
-	batchLen   = 128
+	batchLen   = 256
 	batchBytes = 1 << 20
 	// swapLen bounds the transactions of one script, which holds up the server: at some 5 µs each for well under a millisecond.
 	swapLen = 64
