@@ -9,11 +9,10 @@ import (
 )
 
 // A record is CBOR (RFC 8949): maps of indefinite length, from the numbers of the fields to those that are not zero. The library reads
-// it; it is written by hand, because a job whose outcome is recorded would spend a twentieth of its time on having its fields looked
-// up by reflection.
+// it; it is written by hand in half the time, of which every job with a recorded outcome takes its part.
 
-// Parts of a record that are the job's id, for record.IDs. Most jobs have no id but their message's position, which the record would
-// hold four times with its key.
+// Parts of a record that are the job's id, for record.IDs. A job whose producer gave it none has its message's position for an id,
+// which the record would hold three times and its key once.
 const (
 	idEndsNonce = 1 << iota
 	idIsSource
@@ -22,15 +21,22 @@ const (
 
 // encode returns the record as it is stored under a key that holds id, the job's.
 func (r *record) encode(id string) []byte {
-	size := 128 + len(r.Nonce) + len(r.Err)
-	if o := r.Outcome; o != nil {
-		size += 128 + len(o.Err) + len(o.Body) + o.Header.Size() + 16*len(o.Header) + len(o.Source) + len(o.CorrelationID)
-	}
-	w := cborWriter{append(make([]byte, 0, size), recordVersion, mapBegin)}
 	nonce, ids := r.Nonce, 0
 	if s, ok := strings.CutSuffix(nonce, id); ok {
 		nonce, ids = s, idEndsNonce
 	}
+	size := 64 + len(nonce) + len(r.Err)
+	var source, correlation string
+	if o := r.Outcome; o != nil {
+		if source = o.Source; source == id {
+			source, ids = "", ids|idIsSource
+		}
+		if correlation = o.CorrelationID; correlation == id {
+			correlation, ids = "", ids|idIsCorrelation
+		}
+		size += 192 + len(o.Err) + len(o.Body) + o.Header.Size() + 16*len(o.Header) + len(source) + len(correlation)
+	}
+	w := cborWriter{append(make([]byte, 0, size), recordVersion, mapBegin)}
 	w.uint(1, uint64(r.State))
 	w.uint(2, r.Token)
 	w.text(3, nonce)
@@ -41,22 +47,15 @@ func (r *record) encode(id string) []byte {
 	w.text(8, r.Err)
 	if o := r.Outcome; o != nil {
 		w.head(majorUint, 9)
-		ids |= w.outcome(o, id)
+		w.outcome(o, source, correlation)
 	}
 	w.bool(10, r.Apart)
 	w.int(11, int64(ids))
 	return append(w.b, mapEnd)
 }
 
-// outcome writes what is not zero, and says which parts are the job's id and left out.
-func (w *cborWriter) outcome(o *job.Outcome, id string) (ids int) {
-	source, correlation := o.Source, o.CorrelationID
-	if source == id {
-		source, ids = "", ids|idIsSource
-	}
-	if correlation == id {
-		correlation, ids = "", ids|idIsCorrelation
-	}
+// outcome writes o with this source and correlation id.
+func (w *cborWriter) outcome(o *job.Outcome, source, correlation string) {
 	w.b = append(w.b, mapBegin)
 	w.text(1, string(o.Kind))
 	w.text(2, o.Err)
@@ -88,7 +87,6 @@ func (w *cborWriter) outcome(o *job.Outcome, id string) (ids int) {
 	w.bool(15, o.Dead)
 	w.text(16, o.Worker)
 	w.b = append(w.b, mapEnd)
-	return ids
 }
 
 // restore puts the job's id back where encode has left it out.
