@@ -31,7 +31,8 @@ type book struct {
 	sent     bool // all are submitted
 }
 
-type entry struct{ sent, answered time.Time }
+// entry is one job. What is to be delayed counts as sent when it is due.
+type entry struct{ sent, due, answered time.Time }
 
 // silence is how long nothing may come before all that was written is believed to have been read.
 const silence = 3 * time.Second
@@ -57,6 +58,14 @@ func kindOf(n int) string {
 	return "roll"
 }
 
+// delayOf is for how long the nth job is to wait: one of ten for 1 to 9 seconds, so that kills strike what waits, too.
+func delayOf(n int) time.Duration {
+	if n%10 != 7 {
+		return 0
+	}
+	return time.Duration(n/10%9+1) * time.Second
+}
+
 // submit publishes the jobs over a while, each until the broker has taken it. Keys spread them over partitions.
 func (b *book) submit(over time.Duration) {
 	const batch = 20
@@ -65,12 +74,18 @@ func (b *book) submit(over time.Duration) {
 		var ms []*transport.Message
 		for i := n; i < min(n+batch, b.jobs); i++ {
 			id := fmt.Sprintf("%s-%d", kindOf(i), i)
-			ms = append(ms, &transport.Message{
+			m := &transport.Message{
 				Subject: b.subject + "-" + kindOf(i), Key: []byte(id), Body: []byte(id), Header: job.Header{{Name: transport.HeaderJobID, Value: id}},
-			})
+			}
+			if d := delayOf(i); d > 0 {
+				m.Header.Set(transport.HeaderDelay, d.String())
+			}
+			ms = append(ms, m)
 		}
+		var before time.Time
 		for b.ctx.Err() == nil {
 			ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
+			before = time.Now()
 			err := b.client.Publisher().Publish(ctx, ms...)
 			cancel()
 			if err == nil {
@@ -79,12 +94,17 @@ func (b *book) submit(over time.Duration) {
 			pause(b.ctx, 50*time.Millisecond)
 		}
 		b.mu.Lock()
-		for _, m := range ms {
+		for i, m := range ms {
 			id := string(m.Body)
 			if b.entries[id] == nil { // its result may have been faster
 				b.entries[id] = &entry{}
 			}
-			b.entries[id].sent = time.Now()
+			e := b.entries[id]
+			e.sent = time.Now()
+			if d := delayOf(n + i); d > 0 {
+				e.due = before.Add(d)
+				e.sent = e.due
+			}
 		}
 		b.mu.Unlock()
 		pause(b.ctx, time.Until(began.Add(time.Duration(float64(over)*float64(n)/float64(b.jobs)))))
@@ -204,6 +224,22 @@ func (b *book) since(moments []time.Time) (longest []time.Duration, several int,
 		}
 	}
 	return longest, several, first
+}
+
+// delayed says how late the jobs were answered that were to wait, and how many were too early.
+func (b *book) delayed() (late []time.Duration, early int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		switch {
+		case e.due.IsZero() || e.answered.IsZero():
+		case e.answered.Before(e.due):
+			early++
+		default:
+			late = append(late, e.answered.Sub(e.due))
+		}
+	}
+	return late, early
 }
 
 // audit reads all results once more and holds them against one another.

@@ -5,7 +5,7 @@
 // job: lost, stuck, answered twice and differently, run more often than it should be.
 //
 // Half of the jobs roll dice inside the guest, so that two runs never agree. The other half ask a server for the dice, which counts
-// who ran them and when.
+// who ran them and when. One job of ten is delayed for a few seconds.
 package ledger
 
 import (
@@ -47,13 +47,15 @@ type Report struct {
 	Several   int                 // jobs that were open at several kills
 	First     time.Duration       // the longest that one of these took from the first of its kills
 	Healing   []time.Duration     // likewise after each restart and cut
+	Late      []time.Duration     // from when a delayed job was due to its result
+	Early     int                 // delayed jobs whose result came before they were due
 	Took      time.Duration
 	Examples  []string // of what should not be
 	Course    []string // what went wrong, and how long it took
 }
 
 // Bad says whether a promise was broken.
-func (r *Report) Bad() bool { return r.Lost+r.Stuck+r.Different+r.Failed+r.Doubled > 0 }
+func (r *Report) Bad() bool { return r.Lost+r.Stuck+r.Different+r.Failed+r.Doubled+r.Early > 0 }
 
 // patience bounds every wait for something that must happen.
 const patience = 3 * time.Minute
@@ -117,6 +119,7 @@ func Run(t testing.TB, binary string, cfg Config) *Report {
 	r.book.audit(rep)
 	r.counter.audit(rep, r.lives, r.lapses)
 	r.recovery(rep)
+	rep.Late, rep.Early = r.book.delayed()
 	rep.Took = time.Since(began)
 	for _, x := range r.replicas {
 		x.kill()
@@ -146,7 +149,7 @@ func (r *Report) named() int { return len(r.Recovery) - r.Ends[""] }
 
 // String is one line for people.
 func (r *Report) String() string {
-	return fmt.Sprintf("%s: %d jobs, %d replicas, %d kills (%d at named points), %d restarts, %d cuts (seed %d): %d lost, %d stuck, %d with two different results, %d failed, %d results repeated, %d run again, %d run twice under one lease; recovery %s, open at several kills %s, healing %s; %s",
+	return fmt.Sprintf("%s: %d jobs, %d replicas, %d kills (%d at named points), %d restarts, %d cuts (seed %d): %d lost, %d stuck, %d with two different results, %d failed, %d results repeated, %d run again, %d run twice under one lease; recovery %s, open at several kills %s, healing %s; %d delayed, late by %s, %d early; %s",
 		r.Broker, r.Jobs, r.Replicas, len(r.Recovery), r.named(), r.Restarts, r.Cuts, r.Seed, r.Lost, r.Stuck, r.Different, r.Failed, r.Repeats, r.Reruns, r.Doubled,
-		spread(r.Recovery), r.twice(), spread(r.Healing), r.Took.Round(time.Second))
+		spread(r.Recovery), r.twice(), spread(r.Healing), len(r.Late), spread(r.Late), r.Early, r.Took.Round(time.Second))
 }

@@ -29,13 +29,13 @@ func (r *Report) twice() string {
 // Table is reports as Markdown, with what its times are counted from.
 func Table(reps []*Report) string {
 	var b strings.Builder
-	b.WriteString("| broker | jobs | replicas | kills | of them at named points | restarts | cuts | lost | two different results | stuck | failed | results repeated | run again after a crash | run twice under one lease | recovery, median and longest | open at several kills, longest since the first | healing | took |\n")
-	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| broker | jobs | replicas | kills | of them at named points | restarts | cuts | lost | two different results | stuck | failed | results repeated | run again after a crash | run twice under one lease | recovery, median and longest | open at several kills, longest since the first | healing | delayed jobs late by | took |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	var lease time.Duration
 	for _, r := range reps {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | **%d** | **%d** | **%d** | %d | %d | %d | **%d** | %s | %s | %s | %s |\n",
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | **%d** | **%d** | **%d** | %d | %d | %d | **%d** | %s | %s | %s | %s | %s |\n",
 			r.Broker, r.Jobs, r.Replicas, len(r.Recovery), r.named(), r.Restarts, r.Cuts, r.Lost, r.Different, r.Stuck, r.Failed, r.Repeats,
-			r.Reruns, r.Doubled, spread(r.Recovery), r.twice(), spread(r.Healing), r.Took.Round(time.Second))
+			r.Reruns, r.Doubled, spread(r.Recovery), r.twice(), spread(r.Healing), spread(r.Late), r.Took.Round(time.Second))
 		lease = r.Lease
 	}
 	fmt.Fprintf(&b, "\nRecovery is from the last kill at which a job was open until its result, wanted within the lease of %.0f s and two more. A job that was open at several\nkills is counted apart, with the longest time since the first of them.\n", lease.Seconds())
