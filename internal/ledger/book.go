@@ -31,7 +31,7 @@ type book struct {
 	sent     bool // all are submitted
 }
 
-// entry is one job. What is to be delayed counts as sent when it is due.
+// entry is one job. What is to be delayed counts as sent when it is due at the latest, and is due when it may come at the earliest.
 type entry struct{ sent, due, answered time.Time }
 
 // silence is how long nothing may come before all that was written is believed to have been read.
@@ -82,10 +82,12 @@ func (b *book) submit(over time.Duration) {
 			}
 			ms = append(ms, m)
 		}
-		var before time.Time
+		var first, last time.Time // attempts; any of them may be the one that was heard
 		for b.ctx.Err() == nil {
 			ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
-			before = time.Now()
+			if last = time.Now(); first.IsZero() {
+				first = last
+			}
 			err := b.client.Publisher().Publish(ctx, ms...)
 			cancel()
 			if err == nil {
@@ -102,8 +104,7 @@ func (b *book) submit(over time.Duration) {
 			e := b.entries[id]
 			e.sent = time.Now()
 			if d := delayOf(n + i); d > 0 {
-				e.due = before.Add(d)
-				e.sent = e.due
+				e.due, e.sent = first.Add(d), last.Add(d)
 			}
 		}
 		b.mu.Unlock()
@@ -236,7 +237,7 @@ func (b *book) delayed() (late []time.Duration, early int) {
 		case e.answered.Before(e.due):
 			early++
 		default:
-			late = append(late, e.answered.Sub(e.due))
+			late = append(late, max(0, e.answered.Sub(e.sent)))
 		}
 	}
 	return late, early
