@@ -3,6 +3,7 @@ package jetstream
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,13 +27,22 @@ type lease struct {
 	with    func(ctx context.Context, doing string, call func(context.Context, jetstream.Stream) error) error // on its stream
 	subject string
 	id      string
+	host    bool      // the server is in our process
 	last    uint64    // the sequence of what we have written
 	until   time.Time // ours, by our clock; zero where it is not
 	next    time.Time // when to write or look again
 }
 
+// hostMark begins the names of movers whose process has the server in it. A server's data has one process at a time: where another such
+// one is named, it has ended.
+const hostMark = "host "
+
 func newLease(m *mover) *lease {
-	return &lease{t: m.t, with: m.withStream, subject: m.t.waitSubject(leaseToken), id: nuid.Next()}
+	l := &lease{t: m.t, with: m.withStream, subject: m.t.waitSubject(leaseToken), id: nuid.Next(), host: m.t.cfg.Life != nil}
+	if l.host {
+		l.id = hostMark + l.id
+	}
+	return l
 }
 
 // hold says whether the lease is ours now, after renewing or trying to get it where it is time for that.
@@ -76,7 +86,7 @@ func (l *lease) free(ctx context.Context) (free bool, last uint64, err error) {
 		}
 		age := time.Now().Add(time.Duration(l.t.leastSkew.Load())).Sub(m.Time)
 		holder := string(m.Data)
-		free, last = holder == "" || holder == l.id || age > moverLease, m.Sequence
+		free, last = holder == "" || holder == l.id || age > moverLease || l.host && strings.HasPrefix(holder, hostMark), m.Sequence
 		return nil
 	})
 	return free, last, err

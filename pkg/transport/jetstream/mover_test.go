@@ -319,3 +319,32 @@ func TestManyDueAtOnce(t *testing.T) {
 	}
 	t.Logf("the last came %v after they were due", time.Since(due))
 }
+
+// A process that has the server in it and is killed leaves a lease that nobody heeds who has the same data: what is due after the
+// restart is not late by a lease.
+func TestMoverOfAServerThatWasKilled(t *testing.T) {
+	t.Parallel()
+	srv := embed(t, EmbedConfig{})
+	host := func(change ...func(*Config)) *mover {
+		m := &mover{t: open(t, dial(t, srv.ConnectConfig()), change...)}
+		m.lease = newLease(m)
+		return m
+	}
+	within := func(c *Config) { c.Life = srv.Life }
+	take := func(m *mover) bool {
+		ours, err := m.lease.hold(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ours
+	}
+	if !take(host(within)) {
+		t.Fatal("the first has no lease")
+	}
+	if take(host()) {
+		t.Error("who has not the server took the lease of one that may live")
+	}
+	if !take(host(within)) {
+		t.Error("the lease of a process that has ended stands")
+	}
+}
