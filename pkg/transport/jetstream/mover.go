@@ -318,7 +318,7 @@ func (m *mover) page(ctx context.Context, s *second) (int, error) {
 	for i, msg := range ms {
 		ws[i] = &waiter{at: m.t.dueHere(msg), msg: homeward(msg.Header.Get(headerMoveTo), msg), s: s, size: wireSize(msg)}
 	}
-	last, err := strconv.ParseUint(ms[len(ms)-1].Header.Get(jetstream.SequenceHeader), 10, 64)
+	last, err := strconv.ParseUint(told(ms[len(ms)-1], jetstream.SequenceHeader), 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("read delayed messages: sequence: %w", err)
 	}
@@ -331,29 +331,42 @@ func (m *mover) page(ctx context.Context, s *second) (int, error) {
 
 // chain receives the messages that answer one request.
 func chain(ctx context.Context, sub *nats.Subscription) (messages, error) {
-	const previous = "Nats-Last-Sequence"
 	var ms messages
 	for last := "0"; ; {
 		msg, err := sub.NextMsgWithContext(ctx)
 		if err != nil {
 			return nil, err
 		}
+		linked := told(msg, "Nats-Last-Sequence") == last
 		switch status := msg.Header.Get("Status"); {
+		case told(msg, jetstream.SequenceHeader) != "": // a message, whose own headers may be anything
+			if !linked {
+				return nil, errBroken
+			}
+			last = told(msg, jetstream.SequenceHeader)
+			ms = append(ms, msg)
 		case status == "404":
 			return nil, nil
-		case status == "204" && msg.Header.Get(previous) == last:
+		case status == "204" && linked:
 			return ms, nil
-		case status == "" && msg.Header.Get(previous) == last:
-			last = msg.Header.Get(jetstream.SequenceHeader)
-			ms = append(ms, msg)
-		case status == "" || status == "204":
-			return nil, errors.New("a part of the answer was lost")
+		case status == "204":
+			return nil, errBroken
 		case status == "503":
 			return nil, nats.ErrNoResponders
 		default:
 			return nil, fmt.Errorf("status %s: %s", status, msg.Header.Get("Description"))
 		}
 	}
+}
+
+var errBroken = errors.New("a part of the answer was lost")
+
+// told is the value of a header that the server adds behind those of the message's own.
+func told(msg *nats.Msg, name string) string {
+	if all := msg.Header[name]; len(all) > 0 {
+		return all[len(all)-1]
+	}
+	return ""
 }
 
 // clear deletes what is home, of seconds of which everything read is.

@@ -183,6 +183,26 @@ func TestMoverKeepsLittle(t *testing.T) {
 	}
 }
 
+// Headers by which the server speaks are those of producers as well, and hold up nothing.
+func TestMoverAndForeignHeaders(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	s := consume(t, tr, transport.SourceConfig{})
+	due := time.Now().Add(time.Second)
+	const home = "jobs"
+	for i, h := range []nats.Header{
+		{"Status": {"404"}}, {"Status": {"204"}}, {"Status": {"503"}, "Description": {"x"}}, {"Status": {"100"}},
+		{"Nats-Last-Sequence": {"7"}}, {"Nats-Sequence": {"7"}}, {"Nats-Sequence": {"x"}, "Status": {"204"}},
+	} {
+		h[headerMoveID], h[headerMoveTo] = []string{strconv.Itoa(i)}, []string{home}
+		h[headerMoveDue] = []string{strconv.FormatInt(due.UnixNano(), 10)}
+		if err := tr.pub.publish(t.Context(), messages{{Subject: tr.secondSubject(due), Data: []byte{byte(i)}, Header: h}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	once(t, s, 7)
+}
+
 // After a long standstill there are more seconds than are looked at together.
 func TestMoverAfterAStandstill(t *testing.T) {
 	t.Parallel()
