@@ -23,9 +23,11 @@ const (
 	moverPause = 5 * time.Millisecond
 	// moverAhead is how long before a second begins the mover reads what is due in it.
 	moverAhead = 1500 * time.Millisecond
-	// moverBack is how many minutes that are over it looks at as a rule, for what was stored late; moverAll is how often at all of them.
+	// moverBack is how many minutes that are over it looks at as a rule, for what was stored late; moverAll is how often at all of them,
+	// and moverSoon how long after that has failed.
 	moverBack = 2
 	moverAll  = 5 * time.Minute
+	moverSoon = 10 * time.Second
 	// clearEvery is how often at most a second is cleared before it is over, and clearMost how much is read of it without that.
 	clearEvery = 500 * time.Millisecond
 	clearMost  = 4 * moverHeld
@@ -195,16 +197,6 @@ func (m *mover) list(ctx context.Context) error {
 	now := begun.Add(time.Duration(m.t.skew.Load()))
 	until := now.Add(moverAhead)
 	first, last := now.Unix()/60, until.Unix()/60
-	if begun.Sub(m.looked) > moverAll {
-		m.looked = begun
-		counts, err := m.count(ctx, ">")
-		if err != nil {
-			m.looked = time.Time{}
-			return err
-		}
-		m.note(counts, until)
-		return nil
-	}
 	if begun.Sub(m.back) > time.Second {
 		first -= moverBack
 		m.back = begun
@@ -213,6 +205,16 @@ func (m *mover) list(ctx context.Context) error {
 		counts, err := m.count(ctx, strconv.FormatInt(first, 10)+".*")
 		if err != nil {
 			return err
+		}
+		m.note(counts, until)
+	}
+	if begun.Sub(m.looked) > moverAll {
+		m.looked = begun
+		counts, err := m.count(ctx, ">")
+		if err != nil { // it holds up nothing that comes in its time
+			m.looked = begun.Add(moverSoon - moverAll)
+			m.t.log.Warn("delayed messages that are overdue may wait", "err", err)
+			return nil
 		}
 		m.note(counts, until)
 	}
@@ -247,12 +249,12 @@ func (m *mover) note(counts map[string]uint64, until time.Time) {
 	}
 }
 
-// count returns how many messages each second has of those that a pattern of minutes and seconds names.
+// count returns how many messages each second has of those that a pattern of minutes and seconds names; of very many, the first.
 func (m *mover) count(ctx context.Context, pattern string) (map[string]uint64, error) {
 	var counts map[string]uint64
 	err := m.withStream(ctx, "look for delayed messages", func(ctx context.Context, s jetstream.Stream) error {
 		begun := time.Now()
-		info, err := s.Info(ctx, jetstream.WithSubjectFilter(m.t.waitSubject(atToken+"."+pattern)))
+		info, err := m.t.subjectsOf(ctx, s.CachedInfo().Config.Name, m.t.waitSubject(atToken+"."+pattern))
 		if err != nil {
 			return err
 		}

@@ -183,6 +183,27 @@ func TestMoverKeepsLittle(t *testing.T) {
 	}
 }
 
+// However many seconds have messages, the mover asks for the first of them only: to ask for all would take the server longer than it has.
+func TestMoverAndManySeconds(t *testing.T) {
+	t.Parallel()
+	tr := local(t, func(c *Config) { c.Memory = true })
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	const n = 100_000 + 1 // the server tells of one less at a time
+	begun := time.Now().Add(time.Hour)
+	ms := make(messages, n)
+	for i := range ms {
+		ms[i] = &nats.Msg{Subject: tr.secondSubject(begun.Add(time.Duration(n-i) * time.Second))}
+	}
+	if err := tr.pub.publish(t.Context(), ms); err != nil {
+		t.Fatal(err)
+	}
+	m := &mover{t: tr, lease: &lease{}}
+	counts, err := m.count(t.Context(), ">")
+	if err != nil || len(counts) >= n || counts[ms[n-1].Subject] != 1 || counts[ms[0].Subject] != 0 {
+		t.Errorf("%d seconds, the first one has %d messages and the last one %d, %v", len(counts), counts[ms[n-1].Subject], counts[ms[0].Subject], err)
+	}
+}
+
 // Headers by which the server speaks are those of producers as well, and hold up nothing.
 func TestMoverAndForeignHeaders(t *testing.T) {
 	t.Parallel()
