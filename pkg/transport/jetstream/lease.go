@@ -63,13 +63,16 @@ func (l *lease) hold(ctx context.Context) (bool, error) {
 	if err != nil || !free {
 		return false, err
 	}
-	if err := l.write(ctx, l.id, last); err != nil {
-		if overtaken(err) {
-			return false, nil // another was faster
-		}
-		return false, err
+	err = l.write(ctx, l.id, last)
+	switch {
+	case overtaken(err):
+		return false, nil // another was faster
+	case noRoom(err):
+		// Only a mover makes room in a stream that is full of what waits. Until there is some, all of the group move.
+		l.last, l.until = last, now.Add(moverLease)
+		return true, nil
 	}
-	return true, nil
+	return err == nil, err
 }
 
 // free says whether the lease may be had and which sequence is to be replaced.
@@ -123,4 +126,10 @@ func (l *lease) release(ctx context.Context) {
 // overtaken says that another has written what was to be replaced.
 func overtaken(err error) bool {
 	return isCode(err, int(jetstream.JSErrCodeStreamWrongLastSequence)) || isCode(err, int(jetstream.JSErrCodeStreamWrongLastSequenceConstant))
+}
+
+// noRoom says that the server would have written what it was told, but could not: a limit is reached, or its disk is full.
+func noRoom(err error) bool {
+	var ae *jetstream.APIError
+	return errors.As(err, &ae) && ae.Code >= 500
 }

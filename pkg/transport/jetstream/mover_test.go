@@ -147,6 +147,22 @@ func TestMoverAndAFullQueue(t *testing.T) {
 	once(t, consume(t, tr, transport.SourceConfig{Route: "full", Subject: "full", Limit: 1}), 4)
 }
 
+// A stream that takes no more is emptied all the same.
+func TestMoverAndAFullWaitingStream(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	const n = 5
+	c := tr.waitStream()
+	c.MaxMsgs, c.Discard = n, jetstream.DiscardNew
+	if _, err := tr.js.CreateStream(t.Context(), *c); err != nil {
+		t.Fatal(err)
+	}
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	later(t, tr, "jobs", n, always(500*time.Millisecond))
+	once(t, consume(t, tr, transport.SourceConfig{}), n)
+	await(t, "one of the group moves", func() bool { return moves(t, tr) })
+}
+
 // What a mover keeps is bounded in bytes.
 func TestMoverKeepsLittle(t *testing.T) {
 	t.Parallel()
@@ -271,15 +287,33 @@ func TestScheduledByAnEarlierVersion(t *testing.T) {
 	d.Ack()
 }
 
-// A stream that others have made must be able to hold what waits.
+// A stream that others have made must be able to hold what waits, until it is due.
 func TestPrepareRefusesWaitingStream(t *testing.T) {
 	t.Parallel()
 	tr := local(t)
-	if _, err := tr.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "W", Subjects: []string{"wasm.waiting.>"}, AllowRollup: true}); err != nil {
-		t.Fatal(err)
-	}
-	if err := tr.Prepare(t.Context(), transport.Subjects{Sources: []string{"jobs"}}); !transport.Permanent(err) {
-		t.Errorf("without allow_direct: %v", err)
+	good := jetstream.StreamConfig{Name: "W", Subjects: []string{"wasm.waiting.>"}, AllowRollup: true, AllowDirect: true}
+	for _, c := range []struct {
+		name   string
+		change func(*jetstream.StreamConfig)
+		taken  bool
+	}{
+		{"without allow_direct", func(c *jetstream.StreamConfig) { c.AllowDirect = false }, false},
+		{"drops the oldest by number", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }, false},
+		{"drops the oldest by size", func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 20 }, false},
+		{"refuses the newest", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 10, jetstream.DiscardNew }, true},
+		{"good", func(*jetstream.StreamConfig) {}, true},
+	} {
+		cfg := good
+		c.change(&cfg)
+		if _, err := tr.js.CreateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if err := tr.Prepare(t.Context(), transport.Subjects{Sources: []string{"jobs"}}); c.taken && err != nil || !c.taken && !transport.Permanent(err) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if err := tr.js.DeleteStream(t.Context(), cfg.Name); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -55,9 +55,10 @@ func (t *Transport) waitStream() *jetstream.StreamConfig {
 
 // canWait says what a stream of waiting messages that was made by others lacks.
 func canWait(c *jetstream.StreamConfig) error {
-	if !c.AllowDirect || !c.AllowRollup || c.DenyPurge || c.Retention != jetstream.LimitsPolicy || c.MaxAge > 0 || c.MaxMsgsPerSubject > 0 {
+	drops := c.Discard == jetstream.DiscardOld && (c.MaxMsgs > 0 || c.MaxBytes > 0)
+	if !c.AllowDirect || !c.AllowRollup || c.DenyPurge || c.Retention != jetstream.LimitsPolicy || c.MaxAge > 0 || c.MaxMsgsPerSubject > 0 || drops {
 		return fmt.Errorf("stream %q cannot hold delayed messages: it needs limits retention, allow_direct, allow_rollup_hdrs, no deny_purge, "+
-			"no max_age and no max_msgs_per_subject: %w", c.Name, transport.ErrRejected)
+			"no max_age, no max_msgs_per_subject, and discard new where it has max_msgs or max_bytes: %w", c.Name, transport.ErrRejected)
 	}
 	return nil
 }
