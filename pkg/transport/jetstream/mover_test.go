@@ -317,6 +317,24 @@ func TestPrepareRefusesWaitingStream(t *testing.T) {
 	}
 }
 
+// What the mover keeps comes when its time has passed, also where the clock is set back meanwhile.
+func TestDueGoesByTheMonotonicClock(t *testing.T) {
+	t.Parallel()
+	tr := &Transport{epoch: time.Now().Add(-time.Hour)}
+	tr.leastSkew.Store(int64(time.Minute))
+	for _, in := range []time.Duration{-time.Hour, 0, time.Millisecond, time.Second} {
+		want := time.Now().Add(in)
+		m := &nats.Msg{Header: nats.Header{headerMoveDue: {strconv.FormatInt(want.Add(time.Minute).UnixNano(), 10)}}}
+		got := tr.dueHere(m)
+		if late := got.Sub(want); late < 0 || late > moverTick+within {
+			t.Errorf("in %v: %v late", in, late)
+		}
+		if got == got.Round(0) {
+			t.Errorf("in %v: %v has no monotonic time", in, got)
+		}
+	}
+}
+
 // A page of which a part was lost is not taken for a whole one.
 func TestPageIsAChain(t *testing.T) {
 	t.Parallel()

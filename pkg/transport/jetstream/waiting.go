@@ -114,7 +114,9 @@ func (t *Transport) dueHere(m *nats.Msg) time.Time {
 	if err != nil {
 		return time.Time{} // no move of ours: it is due now
 	}
-	return time.Unix(0, due-t.leastSkew.Load()).Add(moverTick - 1).Truncate(moverTick)
+	now := time.Now()
+	left := time.Unix(0, due-t.leastSkew.Load()).Sub(now)
+	return t.epoch.Add((now.Sub(t.epoch) + left + moverTick - 1).Truncate(moverTick)) // by the monotonic clock, which nobody sets
 }
 
 // homeward is a waiting message as it is published to its subject.
