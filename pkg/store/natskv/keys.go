@@ -106,7 +106,7 @@ func (ks *keyset) each(h uint64, f func(name string, it item)) {
 // keep writes a name down.
 func (ks *keyset) keep(name string) (number, offset uint32) {
 	size := binary.MaxVarintLen32 + len(name)
-	c := ks.chunks[ks.last]
+	c, full := ks.chunks[ks.last], ks.last
 	if c == nil || len(c.names)+size > cap(c.names) {
 		ks.last++
 		for ks.chunks[ks.last] != nil { // after four billion
@@ -115,25 +115,34 @@ func (ks *keyset) keep(name string) (number, offset uint32) {
 		c = &chunk{names: make([]byte, 0, max(chunkBytes, size))}
 		ks.chunks[ks.last] = c
 	}
-	offset = uint32(len(c.names))
+	number, offset = ks.last, uint32(len(c.names))
 	c.names = binary.AppendUvarint(c.names, uint64(len(name)))
 	c.names = append(c.names, name...)
 	c.used += len(c.names) - int(offset)
-	return ks.last, offset
+	if full != number {
+		ks.shrink(full) // most of its names may have gone while it was filled
+	}
+	return number, offset
 }
 
-// release gives up the name of a slot that is gone. A chunk of which little is of use goes, and that moves to the chunk being filled.
+// release gives up the name of a slot that is gone.
 func (ks *keyset) release(sl slot) {
 	c := ks.chunks[sl.chunk]
 	_, size := c.name(int(sl.offset))
 	c.used -= size
-	if sl.chunk == ks.last || 4*c.used > len(c.names) {
+	ks.shrink(sl.chunk)
+}
+
+// shrink lets a chunk go of which little is of use, unless it is being filled: that moves to the one that is.
+func (ks *keyset) shrink(number uint32) {
+	c := ks.chunks[number]
+	if c == nil || number == ks.last || 4*c.used > len(c.names) {
 		return
 	}
 	for at := 0; at < len(c.names) && c.used > 0; {
 		b, size := c.name(at)
 		name := string(b)
-		if h := ks.sum(name); ks.at(h, sl.chunk, at) {
+		if h := ks.sum(name); ks.at(h, number, at) {
 			moved := ks.slots[h]
 			moved.chunk, moved.offset = ks.keep(name)
 			ks.slots[h] = moved
@@ -141,7 +150,7 @@ func (ks *keyset) release(sl slot) {
 		}
 		at += size
 	}
-	delete(ks.chunks, sl.chunk)
+	delete(ks.chunks, number)
 }
 
 // at says whether the slot of a hash has its name at a place.

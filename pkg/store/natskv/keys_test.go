@@ -76,3 +76,23 @@ func TestKeyset(t *testing.T) {
 		})
 	}
 }
+
+// Names that come and go leave nothing behind, whether they go before the chunk that they are in is full or later.
+func TestKeysetOfShortLives(t *testing.T) {
+	t.Parallel()
+	for _, at := range []int{1, 10, 2000} {
+		ks := newKeyset()
+		ks.put("stays", item{})
+		name := func(i int) string { return fmt.Sprintf("some/key/with/a/long/name/%d", i) }
+		for i := range 50_000 {
+			ks.put(name(i), item{})
+			ks.drop(name(i - at + 1))
+		}
+		if _, ok := ks.find("stays"); !ok || ks.len() != at {
+			t.Errorf("%d keys, want %d", ks.len(), at)
+		}
+		if n := len(ks.chunks); n > 8 {
+			t.Errorf("%d keys at a time are in %d chunks", at, n)
+		}
+	}
+}
