@@ -117,3 +117,27 @@ func TestStateFromTheMiddle(t *testing.T) {
 		}
 	}
 }
+
+// Keys that were written again, and expire while nobody looks, are forgotten once: what is of use is known to the byte.
+func TestExpiredLongAgo(t *testing.T) {
+	t.Parallel()
+	var id writerID
+	now := time.Now().UnixNano()
+	st := newState()
+	for i := range 5 {
+		b := append(id.begin(), effectNext)
+		for k := range 3 {
+			b = appendOp(b, store.Put("p/"+string(rune('a'+k)), []byte("value"), time.Minute))
+		}
+		if err := st.apply(uint64(i+1), now+int64(i)*int64(time.Second), b, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := st.expire(now+int64(time.Hour), func(key string) bool { return key == "p/a" })
+	if it, ok := st.keys.find("p/a"); !ok || st.keys.len() != 1 || st.live != keyBytes(3, it) {
+		t.Errorf("%d keys, %d bytes of use", st.keys.len(), st.live)
+	}
+	if len(left) == 0 {
+		t.Error("nobody is told of the key that is watched")
+	}
+}

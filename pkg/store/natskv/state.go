@@ -217,7 +217,20 @@ func (st *state) at(seq uint64) *bundle {
 	return nil
 }
 
-// expired returns the keys whose time is over at now. It tells each only once.
+// expire drops the keys whose time is over at now. Those that are watched it leaves, and returns them.
+func (st *state) expire(now int64, watched func(key string) bool) (left []string) {
+	for _, key := range st.expired(now) {
+		if watched(key) {
+			left = append(left, key)
+		} else if it, ok := st.keys.find(key); ok {
+			st.drop(key, it)
+		}
+	}
+	return left
+}
+
+// expired returns the keys whose time is over at now. It tells each once for each second in which it was to expire, had it not been
+// written again.
 func (st *state) expired(now int64) []string {
 	second := now / int64(time.Second)
 	if st.swept == 0 {
@@ -241,5 +254,5 @@ func (st *state) expired(now int64) []string {
 	return keys
 }
 
-// again has expired tell a key once more.
+// again has expire return a key once more.
 func (st *state) again(key string) { st.due[st.swept] = append(st.due[st.swept], st.keys.sum(key)) }

@@ -58,15 +58,7 @@ func (s *Store) expire() {
 		case <-tick.C:
 		}
 		s.mu.Lock()
-		var watched []string
-		for _, key := range s.st.expired(s.clock.now().UnixNano()) {
-			if s.watched(key) {
-				watched = append(watched, key)
-			} else {
-				it, _ := s.st.keys.find(key)
-				s.st.drop(key, it)
-			}
-		}
+		watched := s.st.expire(s.clock.now().UnixNano(), s.watched)
 		s.mu.Unlock()
 		for _, key := range watched {
 			s.wg.Go(func() { s.expireKey(key) })
