@@ -850,6 +850,7 @@ func TestBackoffOfAJob(t *testing.T) {
 		"hot base":              {route, time.Nanosecond, 0, map[int]time.Duration{1: s, 2: 2 * s, 1000: time.Hour}},
 		"hot cap":               {route, 0, time.Nanosecond, map[int]time.Duration{1: s, 2: s, 1000: s}},
 		"endless base":          {route, math.MaxInt64, 0, map[int]time.Duration{1: time.Hour, 2: time.Hour, 1000: time.Hour}},
+		"overflow":              {route, 1<<41 + 1, 0, map[int]time.Duration{1: 1<<41 + 1, 2: time.Hour, 23: time.Hour, 24: time.Hour, 1000: time.Hour}},
 		"endless cap":           {route, 0, math.MaxInt64, map[int]time.Duration{1: s, 12: 2048 * s, 13: time.Hour, 1000: time.Hour}},
 		"no cap of the route's": {middleware.RetryPolicy{Backoff: s, NoJitter: true}, 2 * s, math.MaxInt64, map[int]time.Duration{1: 2 * s, 1000: time.Hour}},
 	} {

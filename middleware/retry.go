@@ -123,10 +123,8 @@ func (p RetryPolicy) Wait(n int, wish time.Duration) time.Duration {
 		limit = time.Hour
 	}
 	ceil := limit
-	if n = max(n, 1); n-1 < 40 {
-		if c := p.Backoff << (n - 1); c > 0 && c < limit {
-			ceil = c
-		}
+	if n = max(n, 1); p.Backoff <= limit>>min(n-1, 63) {
+		ceil = p.Backoff << (n - 1)
 	}
 	if p.Backoff <= 0 {
 		ceil = min(limit, time.Millisecond)
