@@ -74,8 +74,8 @@ type Config struct {
 	Publisher transport.Publisher
 	Observer  Observer
 	Log       *slog.Logger
-	// Clock replaces time.Now. Only differences between its times count.
-	Clock func() time.Time
+	// Clock replaces the time since New. Only differences count, and they must not change when the host's clock is set.
+	Clock func() time.Duration
 }
 
 // Schedule is one schedule in one sidecar. Run is called once.
@@ -87,8 +87,8 @@ type Schedule struct {
 	rec      record
 	rev      int64
 	modified time.Time     // by the store's clock
-	ahead    time.Duration // of the store's clock before ours, or a little less
-	seen     time.Time     // when that was found out, by our clock
+	stood    time.Time     // where the store's clock stood
+	seen     time.Duration // when that was by ours, or a little later
 	begun    bool          // the record was seen to be of our Spec, or made so
 	out      time.Time     // the due time whose job this sidecar has published last
 }
@@ -104,7 +104,8 @@ func New(cfg Config) (*Schedule, error) {
 		return nil, fmt.Errorf("schedule %q: catch up %q: want none, last or all", cfg.Name, cfg.CatchUp)
 	}
 	if cfg.Clock == nil {
-		cfg.Clock = time.Now
+		began := time.Now()
+		cfg.Clock = func() time.Duration { return time.Since(began) }
 	}
 	cfg.Log = cfg.Log.With("schedule", cfg.Name)
 	return &Schedule{cfg: cfg, nonce: rand.Text()}, nil
@@ -136,7 +137,7 @@ func (s *Schedule) Run(ctx context.Context) {
 func (s *Schedule) step(ctx context.Context) (time.Duration, error) {
 	// What has begun is finished when the sidecar drains.
 	ctx, draining := context.WithoutCancel(ctx), ctx.Done()
-	if !s.known || s.cfg.Clock().Sub(s.seen) >= lookEvery {
+	if !s.known || s.cfg.Clock()-s.seen >= lookEvery {
 		if err := s.look(ctx); err != nil {
 			return 0, fmt.Errorf("read what is published: %w", err)
 		}
@@ -212,13 +213,10 @@ func (s *Schedule) publish(ctx context.Context, due time.Time) error {
 }
 
 // now is the store's time, or a little earlier.
-func (s *Schedule) now() time.Time { return s.cfg.Clock().Add(s.ahead) }
+func (s *Schedule) now() time.Time { return s.stood.Add(s.cfg.Clock() - s.seen) }
 
 // saw takes note of the store's time in an answer that has just come.
-func (s *Schedule) saw(t time.Time) {
-	s.seen = s.cfg.Clock()
-	s.ahead = t.Sub(s.seen)
-}
+func (s *Schedule) saw(t time.Time) { s.stood, s.seen = t.Round(0), s.cfg.Clock() }
 
 // ripe is when the job of a due time is published.
 func (s *Schedule) ripe(due time.Time) time.Time {

@@ -160,9 +160,10 @@ func TestReplicasPublishOnce(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, first := newWorld(t, "* * * * * *", "UTC"), begin()
 				var stops []func()
+				began := time.Now()
 				for i := range n {
 					skew := []time.Duration{0, time.Minute, -time.Minute, 25 * time.Hour, -time.Second}[i]
-					stops = append(stops, w.start(func(c *schedule.Config) { c.Clock = func() time.Time { return time.Now().Add(skew) } }))
+					stops = append(stops, w.start(func(c *schedule.Config) { c.Clock = func() time.Duration { return time.Since(began) + skew } }))
 				}
 				time.Sleep(60*time.Second + 10*time.Millisecond)
 				for i := range n { // one after another
