@@ -8,8 +8,8 @@ import (
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 )
 
-// A record is CBOR (RFC 8949): maps of indefinite length, from the numbers of the fields to those that are not zero. The library reads
-// it; it is written by hand in half the time, of which every job with a recorded outcome takes its part.
+// A record is CBOR (RFC 8949), but that text need not be UTF-8: maps of indefinite length, from the numbers of the fields to those that
+// are not zero. The library reads it; it is written by hand in half the time, of which every job with a recorded outcome takes its part.
 
 // Parts of a record that are the job's id, for record.IDs. A job whose producer gave it none has its message's position for an id,
 // which the record would hold three times and its key once.

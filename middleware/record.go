@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -33,13 +34,23 @@ func first(nonce string, lease time.Duration) record {
 // recordVersion is the first byte of every record. A sidecar refuses versions that it does not know.
 const recordVersion = 1
 
+// reader reads records. Text need not be UTF-8: some of it is what producers and guests wrote, and a job whose record cannot be read
+// would hold up its route for as long as the record is kept.
+var reader = sync.OnceValue(func() cbor.DecMode {
+	m, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid}.DecMode()
+	if err != nil {
+		panic(err) // there are no such options
+	}
+	return m
+})
+
 // decodeRecord reads what encode has written under a key that holds id.
 func decodeRecord(b []byte, id string) (*record, error) {
 	if len(b) == 0 || b[0] != recordVersion {
 		return nil, fmt.Errorf("record has format %d, this sidecar knows %d: upgrade it", version(b), recordVersion)
 	}
 	r := &record{}
-	if err := cbor.Unmarshal(b[1:], r); err != nil {
+	if err := reader().Unmarshal(b[1:], r); err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
 	if r.State < running || r.State > waiting || (r.State == done) != (r.Outcome != nil) {
