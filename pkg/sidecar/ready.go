@@ -90,7 +90,7 @@ func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Tran
 			topics = append(topics, r.DeadLetter)
 		}
 	}
-	for {
+	for begun := time.Now(); ; {
 		all := true
 		for _, r := range cfg.Routes {
 			all = note(ctx, p, p.backlogs, r.Name, func(ctx context.Context) (transport.Backlog, error) {
@@ -101,7 +101,7 @@ func (p *prober) count(ctx context.Context, cfg *config.Config, t transport.Tran
 			all = note(ctx, p, p.depths, topic, func(ctx context.Context) (int64, error) { return c.Depth(ctx, topic) }) && all
 		}
 		wait := countEvery
-		if !all { // at the start, until the routes have their sources
+		if !all && time.Since(begun) < countEvery { // until the routes have their sources, which some never get
 			wait = probeEvery
 		}
 		timer := time.NewTimer(wait)

@@ -147,6 +147,26 @@ func TestBacklogs(t *testing.T) {
 	})
 }
 
+// A route without a source, as one that another replica has in order, is asked for often at the start only.
+func TestBacklogThatIsNeverKnown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := &prober{backlogs: map[string]transport.Backlog{}, depths: map[string]int64{}}
+		var asked atomic.Int64
+		go p.count(t.Context(), &config.Config{Routes: []*config.Route{{Name: "a", From: "in.a"}}}, &counting{
+			count: func(context.Context, string, string) (transport.Backlog, error) {
+				asked.Add(1)
+				return transport.Backlog{}, errors.New("no source")
+			},
+		})
+		time.Sleep(countEvery)
+		asked.Store(0)
+		if time.Sleep(10 * countEvery); asked.Load() > 11 {
+			t.Errorf("asked %d times in %v", asked.Load(), 10*countEvery)
+		}
+	})
+}
+
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	s := &Sidecar{cfg: &config.Config{Transport: config.NATS}}
