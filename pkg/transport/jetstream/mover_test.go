@@ -335,6 +335,28 @@ func TestDueGoesByTheMonotonicClock(t *testing.T) {
 	}
 }
 
+// Where every answer is slow, the clocks are compared by slow ones, too.
+func TestSlowAnswersTellTheClock(t *testing.T) {
+	t.Parallel()
+	tr := &Transport{epoch: time.Now().Add(-time.Hour)}
+	slow := 100 * time.Millisecond
+	answer := func(ahead time.Duration) time.Duration {
+		now := time.Now()
+		tr.measureClock(now.Add(-slow), &jetstream.StreamInfo{TimeStamp: now.Add(ahead)})
+		return time.Duration(tr.skew.Load()).Round(time.Minute)
+	}
+	if got := answer(time.Minute); got != time.Minute {
+		t.Errorf("the first answer: ahead by %v", got)
+	}
+	if got := answer(5 * time.Minute); got != time.Minute {
+		t.Errorf("a slow one right after it: ahead by %v", got)
+	}
+	tr.skewed.Store(int64(time.Since(tr.epoch) - skewLasts - time.Second))
+	if got := answer(5 * time.Minute); got != 5*time.Minute {
+		t.Errorf("a slow one much later: ahead by %v", got)
+	}
+}
+
 // A page of which a part was lost is not taken for a whole one.
 func TestPageIsAChain(t *testing.T) {
 	t.Parallel()

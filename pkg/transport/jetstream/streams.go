@@ -23,6 +23,8 @@ const (
 	// remakePause lies between the end of a stream and its making again: nats-server 2.15.2 tells consumers of the end before
 	// it has moved the stream's directory away, and crashes when the stream is made again in between.
 	remakePause = time.Second
+	// skewLasts is how long what was learned of the server's clock is good enough, as clocks drift.
+	skewLasts = time.Minute
 )
 
 // Prepare checks the server's version and that streams hold the subjects, makes those that are missing if it may, and finds
@@ -306,12 +308,18 @@ func (t *Transport) measureClock(begun time.Time, info *jetstream.StreamInfo) {
 		return
 	}
 	// The answer was made after the question was asked and before it came, so this is the most and the least that the server can
-	// be ahead. A slow answer says little, and the first one must do.
-	if t.skewed.Load() == 0 || time.Since(begun) < 50*time.Millisecond {
+	// be ahead. A slow answer says little, and must do where there is no better one.
+	if t.skewStale() || time.Since(begun) < 50*time.Millisecond {
 		t.skew.Store(int64(info.TimeStamp.Sub(begun)))
 		t.leastSkew.Store(int64(time.Until(info.TimeStamp)))
 		t.skewed.Store(int64(time.Since(t.epoch)))
 	}
+}
+
+// skewStale says that the server's clock was last compared with ours long ago.
+func (t *Transport) skewStale() bool {
+	last := t.skewed.Load()
+	return last == 0 || time.Since(t.epoch)-time.Duration(last) > skewLasts
 }
 
 // covers says whether every subject that narrow matches is matched by wide.

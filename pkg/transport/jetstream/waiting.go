@@ -98,7 +98,7 @@ func (t *Transport) schedule(ctx context.Context, after time.Duration, moved *tr
 // ahead is the most by which the server's clock is ahead of ours, negative when it is behind. Clocks drift, so it is measured
 // again from time to time.
 func (t *Transport) ahead(ctx context.Context) time.Duration {
-	if last := t.skewed.Load(); last == 0 || time.Since(t.epoch)-time.Duration(last) > time.Minute {
+	if t.skewStale() {
 		// Without an answer the old figure has to do: the publish that follows will tell what is wrong.
 		_ = t.api(ctx, "ask for the server's clock", func(ctx context.Context) error {
 			_, err := t.streamInfo(ctx, t.waitStream().Name)
