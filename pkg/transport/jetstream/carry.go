@@ -23,6 +23,8 @@ const (
 	// waitAgain and waitLong are how long a message waits once more that could not be brought home, and where an operator has to mend that.
 	waitAgain = 5 * time.Second
 	waitLong  = 30 * time.Second
+	// carrySlow is how long a stream may leave a message unanswered.
+	carrySlow = 3 * time.Second
 )
 
 // bringHome publishes what is due until ctx ends.
@@ -43,6 +45,9 @@ func (m *mover) bringHome(ctx context.Context) {
 
 // carry publishes messages to their subjects. A repeat is recognised by its message id.
 func (m *mover) carry(ctx context.Context, ws []*waiter) {
+	if ws = m.setAside(ctx, ws); len(ws) == 0 {
+		return
+	}
 	ms := make(messages, len(ws))
 	for i, w := range ws {
 		ms[i] = w.msg
@@ -58,12 +63,40 @@ func (m *mover) carry(ctx context.Context, ws []*waiter) {
 	each.Wait()
 }
 
+// setAside has messages wait once more whose subjects took nothing just now, and returns the others.
+func (m *mover) setAside(ctx context.Context, ws []*waiter) []*waiter {
+	var aside, others []*waiter
+	var again messages
+	for _, w := range ws {
+		if d := m.refused.wait(w.msg.Subject); d > 0 {
+			aside, again = append(aside, w), append(again, m.again(ctx, w, d))
+		} else {
+			others = append(others, w)
+		}
+	}
+	if len(aside) == 0 {
+		return ws
+	}
+	if m.t.pub.publish(ctx, again) != nil {
+		return ws
+	}
+	m.queue.done(aside...)
+	return others
+}
+
 // carryOne publishes a message to its subject or, after some attempts, has it wait once more. Where neither can be, it goes on until ctx ends.
 func (m *mover) carryOne(ctx context.Context, w *waiter) {
+	begun := time.Now()
 	for attempt := 1; ; attempt++ {
 		err := m.t.pub.publish(ctx, messages{w.msg})
-		if err != nil && ctx.Err() == nil && (attempt%carryTries == 0 || transport.Permanent(err)) {
-			err = m.putBack(ctx, w, m.failed(w.msg, err))
+		slow := time.Since(begun) > carrySlow
+		if err != nil && ctx.Err() == nil && (attempt%carryTries == 0 || slow || transport.Permanent(err)) {
+			again, full := waitAfter(err), slow || noRoom(err)
+			m.failed(w.msg, again, err)
+			err = m.t.pub.publish(ctx, messages{m.again(ctx, w, again)})
+			if err == nil && full { // so it is the subject, and not the message or the server
+				m.refused.note(w.msg.Subject, again)
+			}
 		}
 		if err == nil {
 			m.queue.done(w)
@@ -75,23 +108,26 @@ func (m *mover) carryOne(ctx context.Context, w *waiter) {
 	}
 }
 
-// failed logs that a message cannot be brought home, of many that fail one each second, and returns when to try again.
-func (m *mover) failed(out *nats.Msg, err error) time.Duration {
-	again := waitAgain
+// waitAfter is how long a message waits once more.
+func waitAfter(err error) time.Duration {
 	if transport.Permanent(err) {
-		again = waitLong // until an operator has mended it
+		return waitLong
 	}
+	return waitAgain
+}
+
+// failed logs that a message cannot be brought home, of many that fail one each second.
+func (m *mover) failed(out *nats.Msg, again time.Duration, err error) {
 	level := slog.LevelDebug
 	now := int64(time.Since(m.t.epoch)) + int64(time.Second)
 	if last := m.told.Load(); now-last >= int64(time.Second) && m.told.CompareAndSwap(last, now) {
 		level = slog.LevelError
 	}
 	m.t.log.Log(context.Background(), level, "a delayed message cannot be brought home", "subject", out.Subject, "again_in", again, "err", err)
-	return again
 }
 
-// putBack has a message wait once more, as another message.
-func (m *mover) putBack(ctx context.Context, w *waiter, after time.Duration) error {
+// again is a message that has to wait once more, as another message.
+func (m *mover) again(ctx context.Context, w *waiter, after time.Duration) *nats.Msg {
 	due := time.Now().Add(after + m.t.ahead(ctx))
 	out := &nats.Msg{Subject: m.t.secondSubject(due), Header: maps.Clone(w.msg.Header), Data: w.msg.Data}
 	id := out.Header.Get(transport.HeaderMsgID)
@@ -99,5 +135,5 @@ func (m *mover) putBack(ctx context.Context, w *waiter, after time.Duration) err
 	out.Header.Set(headerMoveTo, w.msg.Subject)
 	out.Header.Set(headerMoveDue, strconv.FormatInt(due.UnixNano(), 10))
 	out.Header.Set(transport.HeaderMsgID, id+"+"+strconv.FormatInt(due.UnixNano(), 36))
-	return m.t.pub.publish(ctx, messages{out})
+	return out
 }

@@ -21,13 +21,6 @@ const (
 	codeWorkQueueNotUnique  = 10100
 )
 
-// apiError is the part of a JetStream response that says what went wrong.
-type apiError struct {
-	Code        int    `json:"code"`
-	ErrCode     int    `json:"err_code"`
-	Description string `json:"description"`
-}
-
 // classify joins an error from the server with the kind that transport knows, if it is permanent.
 func classify(err error) error {
 	var ae *jetstream.APIError
@@ -35,7 +28,7 @@ func classify(err error) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("%w: enable JetStream on the server and for the account: %w", err, transport.ErrUnsupported)
 	case errors.As(err, &ae):
-		return kindOf(err, &apiError{Code: ae.Code, ErrCode: int(ae.ErrorCode), Description: ae.Description})
+		return kindOf(err, ae)
 	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrAuthorization),
 		errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, jetstream.ErrInvalidSubject):
@@ -48,11 +41,11 @@ func classify(err error) error {
 
 // kindOf joins err with what ae makes of it. The server's 4xx are about what was asked and do not pass; a store that is full
 // (5xx) does, and so do consumers and streams that are gone, which are made again.
-func kindOf(err error, ae *apiError) error {
-	switch ae.ErrCode {
-	case int(jetstream.JSErrCodeStreamMessageExceedsMaximum):
+func kindOf(err error, ae *jetstream.APIError) error {
+	switch ae.ErrorCode {
+	case jetstream.JSErrCodeStreamMessageExceedsMaximum:
 		return fmt.Errorf("%w: %w", err, transport.ErrTooLarge)
-	case int(jetstream.JSErrCodeConsumerNotFound), int(jetstream.JSErrCodeStreamNotFound):
+	case jetstream.JSErrCodeConsumerNotFound, jetstream.JSErrCodeStreamNotFound:
 		return err
 	}
 	if ae.Code >= 400 && ae.Code < 500 && ae.Code != 408 && ae.Code != 429 {

@@ -64,7 +64,8 @@ type mover struct {
 	looked  time.Time          // at all minutes
 	back    time.Time          // at those just over
 
-	queue queue
+	queue   queue
+	refused refusals
 }
 
 // second is what the mover knows of a second's messages.

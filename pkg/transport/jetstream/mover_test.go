@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -144,6 +145,10 @@ func TestMoverAndAFullQueue(t *testing.T) {
 		}
 		return again > 0
 	})
+	await(t, "that the queue is full is remembered", func() bool { return tr.mover.refused.wait("full") > 0 })
+	if tr.mover.refused.wait("jobs") != 0 {
+		t.Error("and so it is of another")
+	}
 	once(t, consume(t, tr, transport.SourceConfig{Route: "full", Subject: "full", Limit: 1}), 4)
 }
 
@@ -161,6 +166,74 @@ func TestMoverAndAFullWaitingStream(t *testing.T) {
 	later(t, tr, "jobs", n, always(500*time.Millisecond))
 	once(t, consume(t, tr, transport.SourceConfig{}), n)
 	await(t, "one of the group moves", func() bool { return moves(t, tr) })
+}
+
+// What falls due for a queue that took nothing a moment ago is not tried, and holds up nothing.
+func TestMoverSetsAside(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sources: []string{"full", "jobs"}})
+	m := &mover{t: tr}
+	m.queue.init(make(chan struct{}, 1))
+	m.refused.note("full", waitLong)
+	s := &second{}
+	ws := make([]*waiter, 3)
+	for i, to := range []string{"full", "jobs", "full"} {
+		id := strconv.Itoa(i)
+		ws[i] = &waiter{s: s, size: 1, msg: &nats.Msg{Subject: to, Data: []byte(id), Header: nats.Header{transport.HeaderMsgID: {id}}}}
+	}
+	m.queue.add(ws)
+	begun := time.Now()
+	m.carry(t.Context(), ws)
+	if s.left != 0 {
+		t.Errorf("%d are still in hand", s.left)
+	}
+	for subject, want := range map[string]int64{"full": 0, "jobs": 1} {
+		if n, err := tr.Depth(t.Context(), subject); n != want || err != nil {
+			t.Errorf("%d messages of %q, want %d, %v", n, subject, want, err)
+		}
+	}
+	counts, err := (&mover{t: tr, lease: &lease{}}).count(t.Context(), ">")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := uint64(0)
+	for subject, k := range counts {
+		if n += k; subject < tr.secondSubject(begun.Add(waitLong)) {
+			t.Errorf("%q is too early", subject)
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var r refusals
+		if r.wait("a") != 0 {
+			t.Error("nobody has refused")
+		}
+		r.note("a", time.Second)
+		if a, b, other := r.wait("a"), r.wait("a"), r.wait("b"); a != time.Second+refusedPace || b != a+refusedPace || other != 0 {
+			t.Errorf("wait %v, %v and %v", a, b, other)
+		}
+		time.Sleep(time.Second)
+		if r.wait("a") != 0 {
+			t.Error("it may be tried again")
+		}
+		for i := range 2 * refusedMost {
+			r.note(strconv.Itoa(i), time.Second)
+		}
+		if len(r.subjects) != refusedMost || r.wait("0") == 0 {
+			t.Errorf("%d subjects", len(r.subjects))
+		}
+		time.Sleep(time.Second)
+		if r.note("b", time.Second); len(r.subjects) != 1 || r.wait("b") == 0 {
+			t.Errorf("%d subjects, want the last", len(r.subjects))
+		}
+	})
 }
 
 // What a mover keeps is bounded in bytes.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
@@ -297,7 +298,7 @@ func ackError(m *nats.Msg, subject string) error {
 		return fmt.Errorf("publish to %q: what answered is not JetStream", subject)
 	}
 	var ack struct {
-		Error *apiError `json:"error"`
+		Error *jetstream.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &ack); err != nil {
 		return fmt.Errorf("publish to %q: acknowledgement: %w", subject, err)
@@ -305,7 +306,7 @@ func ackError(m *nats.Msg, subject string) error {
 	if ack.Error == nil {
 		return nil
 	}
-	return kindOf(fmt.Errorf("publish to %q: %s (%d)", subject, ack.Error.Description, ack.Error.ErrCode), ack.Error)
+	return kindOf(fmt.Errorf("publish to %q: %w", subject, ack.Error), ack.Error)
 }
 
 // fail ends all calls, as a connection that broke has lost their acknowledgements.

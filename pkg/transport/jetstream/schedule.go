@@ -105,7 +105,8 @@ func (m *mover) carryScheduled(ctx context.Context, a arrived) {
 	case ctx.Err() != nil:
 		m.answer(a, ackNak) // for another
 	default:
-		again := m.failed(out, err)
+		again := waitAfter(err)
+		m.failed(out, again, err)
 		m.answer(a, fmt.Appendf(nil, `-NAK {"delay":%d}`, again))
 	}
 }
