@@ -22,3 +22,22 @@ func TestClockOfAnotherMachine(t *testing.T) {
 		}
 	}
 }
+
+// the server's clock is put back by an hour, and what is written then is fresh as soon as that is known. Less than can be told
+// takes nothing back.
+func TestServerClockIsPutBack(t *testing.T) {
+	t.Parallel()
+	var c clock
+	ours := time.Now()
+	for _, back := range []time.Duration{0, 900 * time.Millisecond, time.Hour} {
+		before := c.now()
+		c.sample(ours.Add(2*time.Millisecond-back), ours, ours.Add(4*time.Millisecond))
+		now := c.now()
+		if back < time.Second && now.Before(before) {
+			t.Errorf("put back by %s it goes back by %s", back, before.Sub(now))
+		}
+		if off := time.Until(now) + back; off.Abs() > 2*time.Second {
+			t.Errorf("put back by %s it is taken to be %s off", back, off)
+		}
+	}
+}
