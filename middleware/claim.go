@@ -234,12 +234,13 @@ func (s *claimStage) unfinished(err error) (time.Duration, job.Verb) {
 	return 0, job.Ack
 }
 
-// outcome is what is recorded of a finished job.
+// outcome is what is recorded of a finished job. What a producer wrote is in it as it is emitted, and no longer, so that it fits into any
+// store.
 func (s *claimStage) outcome(x *job.Exchange, err error) *job.Outcome {
 	j := x.Job
 	o := &job.Outcome{
-		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: j.CorrelationID,
-		Module: j.Module, Worker: s.worker, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
+		Kind: job.KindOf(err), Attempts: j.Attempt, Crashes: x.Crashes, Source: j.Source, CorrelationID: job.CleanText(j.CorrelationID),
+		Module: job.CleanText(j.Module), Worker: s.worker, Duration: took(x), FinishedAt: time.Now().UnixMilli(),
 	}
 	if !x.Ran {
 		o.Attempts = max(0, o.Attempts-1) // this one was refused before it began

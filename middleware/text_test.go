@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
+	"github.com/wasmsidecar/wasmsidecar/pkg/store"
 )
 
 // What producers and guests write as text need not be UTF-8. A job with such a correlation id and such headers is repeated as it was,
@@ -29,4 +33,43 @@ func TestTextThatIsNoUTF8(t *testing.T) {
 	if len(out) != 2 || !slices.Equal(out[0].Header, out[1].Header) || !bytes.Equal(out[0].Body, out[1].Body) {
 		t.Errorf("results %v", out)
 	}
+}
+
+// narrow is a store that takes values of so many bytes.
+type narrow struct {
+	store.Store
+	most int
+}
+
+func (n narrow) MaxValue() int { return n.most }
+
+func (n narrow) Txn(ctx context.Context, t store.Txn) (store.Reply, error) {
+	for _, o := range t.Then {
+		if len(o.Value) > n.most {
+			return store.Reply{}, store.ErrTooLarge
+		}
+	}
+	return n.Store.Txn(ctx, t)
+}
+
+// A job whose correlation id or module is longer than the store takes is recorded all the same: what is emitted of them is short.
+func TestLongTextIsRecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := setup{store: narrow{newStore(t), 8 << 10}, policy: threeTries, runner: func(context.Context, *job.Job) (*job.Result, error) {
+			return nil, job.Errorf(job.KindInvalid, "there is no such module")
+		}}.start(t)
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			x := p.exchange("a")
+			x.Job.CorrelationID, x.Job.Module = strings.Repeat("c", 1<<20), strings.Repeat("m", 1<<20)
+			if err := p.handle(ctx, x); err != nil || x.Settlement.Verb != job.Dead {
+				t.Errorf("settlement %v, error %v", x.Settlement, err)
+			}
+			cancel()
+		}
+		if out := p.out.to("results"); len(out) != 2 || !slices.Equal(out[0].Header, out[1].Header) {
+			t.Errorf("%d results", len(out))
+		}
+	})
 }
