@@ -7,9 +7,9 @@
 //
 // Streams that exist are used as they are. Missing ones are made: for job subjects with work-queue retention, so that a job is
 // gone when it is settled, or with interest retention where several routes read one subject, each of which then gets every
-// job; for results and dead letters with limits retention and an age limit. What is moved (Delivery.Retry) waits as a scheduled
-// message in a stream of the group and is brought home by a mover that every transport of the group runs, so a delayed job
-// needs no process to stay alive.
+// job; for results and dead letters with limits retention and an age limit. What is moved (Delivery.Retry) waits in a stream of the group
+// and is brought home by the mover of one of the group's transports, whichever are there by then, so a delayed job needs no
+// process to stay alive.
 //
 // The server must be 2.12 or newer. What the server does not tell is said where it matters: who owns a message that was
 // delivered again (see Source.Extend) and whether it was handed out just before a crash of the server (see Delivery.Redelivered).
