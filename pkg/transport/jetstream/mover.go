@@ -391,7 +391,7 @@ func (m *mover) clear(ctx context.Context, all bool) error {
 		if err != nil {
 			return err
 		}
-		s.total -= s.kept
+		s.total -= min(s.kept, s.total) // another may have cleared it before we counted
 		s.kept, s.cleared = 0, now
 	}
 	return nil

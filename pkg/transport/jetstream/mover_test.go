@@ -360,6 +360,19 @@ func TestScheduledByAnEarlierVersion(t *testing.T) {
 	d.Ack()
 }
 
+// Where another mover was faster, less is there than was read.
+func TestClearingWhatAnotherHasCleared(t *testing.T) {
+	t.Parallel()
+	tr := local(t)
+	prepare(t, tr, transport.Subjects{Sources: []string{"jobs"}})
+	at := time.Now().Add(-time.Minute)
+	s := &second{subject: tr.secondSubject(at), at: at, read: 5, kept: 5, total: 3}
+	m := &mover{t: tr, seconds: map[string]*second{s.subject: s}}
+	if err := m.clear(t.Context(), false); err != nil || s.total != 0 || s.kept != 0 {
+		t.Errorf("%d of %d are left, %v", s.total, s.kept, err)
+	}
+}
+
 // A stream that others have made must be able to hold what waits, until it is due.
 func TestPrepareRefusesWaitingStream(t *testing.T) {
 	t.Parallel()
