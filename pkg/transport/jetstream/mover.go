@@ -337,6 +337,9 @@ func chain(ctx context.Context, sub *nats.Subscription) (messages, error) {
 	var ms messages
 	for last := "0"; ; {
 		msg, err := sub.NextMsgWithContext(ctx)
+		if errors.Is(err, context.DeadlineExceeded) && len(ms) > 0 {
+			return ms, nil // over a slow line the rest comes with another page
+		}
 		if err != nil {
 			return nil, err
 		}

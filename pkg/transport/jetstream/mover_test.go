@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -458,6 +459,8 @@ func TestPageIsAChain(t *testing.T) {
 		n       int
 		fails   bool
 	}{
+		"end is late":    {[]nats.Header{message("0", "7"), message("7", "9")}, 2, false},
+		"all is late":    {nil, 0, true},
 		"whole":          {[]nats.Header{message("0", "7"), message("7", "9"), end("9")}, 2, false},
 		"empty":          {[]nats.Header{{"Status": {"404"}}}, 0, false},
 		"first is lost":  {[]nats.Header{message("7", "9"), end("9")}, 0, true},
@@ -478,7 +481,12 @@ func TestPageIsAChain(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), within)
+			await(t, "all is here", func() bool { n, _, err := sub.Pending(); return n == len(c.headers) && err == nil })
+			patience := within
+			if strings.HasSuffix(name, "is late") {
+				patience = time.Second
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if ms, err := chain(ctx, sub); len(ms) != c.n || (err != nil) != c.fails {
 				t.Errorf("%d messages, %v", len(ms), err)
