@@ -94,7 +94,7 @@ func Publish(p *outputs) Stage {
 func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 	j, o := x.Job, x.Outcome
 	if p.hasResult(j) {
-		if err := p.cfg.Publisher.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, p.cfg.To)); err != nil {
+		if err := p.send(ctx, p.cfg.Publisher, j, transport.Result(j, o, p.cfg.Envelope, p.cfg.To)); err != nil {
 			return fmt.Errorf("publish the result to %q: %w", p.cfg.To, err)
 		}
 	}
@@ -102,7 +102,7 @@ func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 	if j.ReplyTo == "" {
 		return nil
 	}
-	err := p.cfg.Replier.Publish(ctx, transport.Result(j, o, p.cfg.Envelope, j.ReplyTo))
+	err := p.send(ctx, p.cfg.Replier, j, transport.Result(j, o, p.cfg.Envelope, j.ReplyTo))
 	if err != nil && transport.Permanent(err) {
 		// Whoever asked for the reply named a subject that takes none; the result itself is out.
 		p.cfg.Log.Warn("the reply is refused by the broker", "route", p.cfg.Route, "job_id", j.ID, "reply_to", job.CleanText(j.ReplyTo), "err", err)
@@ -111,6 +111,21 @@ func (p *outputs) result(ctx context.Context, x *job.Exchange) error {
 	if err != nil {
 		return fmt.Errorf("publish the reply to %q: %w", j.ReplyTo, err)
 	}
+	return nil
+}
+
+// send publishes a result, without its key where the broker takes it only so: a key may leave no room for anything beside it.
+func (p *outputs) send(ctx context.Context, to transport.Publisher, j *job.Job, m *transport.Message) error {
+	err := to.Publish(ctx, m)
+	if err == nil || !transport.Permanent(err) || len(m.Key) == 0 {
+		return err
+	}
+	bare := *m
+	bare.Key = nil
+	if berr := to.Publish(ctx, &bare); berr != nil {
+		return berr
+	}
+	p.cfg.Log.Warn("the result is refused by the broker and went out without its key", "route", p.cfg.Route, "job_id", j.ID, "to", m.Subject, "err", err)
 	return nil
 }
 

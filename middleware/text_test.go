@@ -11,6 +11,7 @@ import (
 
 	"github.com/wasmsidecar/wasmsidecar/pkg/job"
 	"github.com/wasmsidecar/wasmsidecar/pkg/store"
+	"github.com/wasmsidecar/wasmsidecar/pkg/transport"
 )
 
 // What producers and guests write as text need not be UTF-8. A job with such a correlation id and such headers is repeated as it was,
@@ -72,4 +73,27 @@ func TestLongTextIsRecorded(t *testing.T) {
 			t.Errorf("%d results", len(out))
 		}
 	})
+}
+
+// A job whose key leaves a result no room beside it ends all the same: its result goes out without.
+func TestKeyThatLeavesNoRoom(t *testing.T) {
+	t.Parallel()
+	const most = 16 << 10
+	out := &outbox{max: most, fail: func(m *transport.Message) error {
+		if m.Size() > most {
+			return transport.ErrTooLarge
+		}
+		return nil
+	}}
+	p := setup{store: newStore(t), policy: threeTries, out: out, runner: ok}.start(t)
+	for n := range 2 {
+		x := p.exchange("a")
+		x.Job.Key = strings.Repeat("k", most-100)
+		if err := p.handle(t.Context(), x); err != nil || x.Settlement.Verb != job.Ack || x.Repeat != (n == 1) {
+			t.Errorf("delivery %d: settlement %v, error %v", n, x.Settlement, err)
+		}
+	}
+	if ms := out.to("results"); len(ms) != 2 || len(ms[0].Key) != 0 || ms[0].Header.Get(transport.HeaderOK) != "true" || !slices.Equal(ms[0].Header, ms[1].Header) {
+		t.Errorf("%d results", len(ms))
+	}
 }
