@@ -97,3 +97,27 @@ func TestKeyThatLeavesNoRoom(t *testing.T) {
 		t.Errorf("%d results", len(ms))
 	}
 }
+
+// The same on a broker that takes so many bytes of headers, of which the key is one, and of a job that ends in a dead letter.
+func TestKeyThatLeavesHeadersNoRoom(t *testing.T) {
+	t.Parallel()
+	const most = 64 << 10
+	out := &outbox{fail: func(m *transport.Message) error {
+		if m.Header.Size()+len(m.Key) > most {
+			return transport.ErrRejected
+		}
+		return nil
+	}}
+	p := setup{store: newStore(t), policy: threeTries, out: out, runner: func(context.Context, *job.Job) (*job.Result, error) {
+		return nil, job.Errorf(job.KindFailed, "no")
+	}}.start(t)
+	x := p.exchange("a")
+	x.Job.Key = strings.Repeat("k", most-100)
+	x.Job.Header = job.Header{{Name: transport.HeaderKey, Value: x.Job.Key}}
+	if err := p.handle(t.Context(), x); err != nil || x.Settlement.Verb != job.Dead {
+		t.Errorf("settlement %v, error %v", x.Settlement, err)
+	}
+	if n := len(out.to("dead")); n != 1 || x.Outcome.Kind != job.KindFailed {
+		t.Errorf("%d dead letters of kind %s", n, x.Outcome.Kind)
+	}
+}

@@ -58,12 +58,18 @@ func DeadLetter(j *job.Job, o *job.Outcome, orig *Message, subject string, maxBy
 	return m
 }
 
-// BareDeadLetter is DeadLetter without the original headers, for a broker that refuses them: JetStream takes 64 KiB of headers, and a
-// message that has almost as many can get no more.
+// bareKey is the longest key of a BareDeadLetter.
+const bareKey = 1 << 10
+
+// BareDeadLetter is DeadLetter without the original headers and without a key that is long, for a broker that refuses them: JetStream
+// takes 64 KiB of headers, and a message that has almost as many can get no more.
 func BareDeadLetter(j *job.Job, o *job.Outcome, orig *Message, subject string, maxBytes int) *Message {
 	bare := *orig
 	bare.Header = nil
 	m := DeadLetter(j, o, &bare, subject, maxBytes)
+	if len(m.Key) > bareKey {
+		m.Key = nil
+	}
 	if m.Header.Get(HeaderDeadTruncated) == "" {
 		truncate(m, 0, m.Size()+64) // says so, and cuts nothing
 	}
