@@ -64,7 +64,7 @@ func (s *source) watch(ctx context.Context) {
 	}
 }
 
-// look counts and tells what the stream has dropped since anybody looked. to is the consumer that was found or made just now, which has
+// look counts and tells what the stream has dropped since anybody looked; what cannot be written down now is left to the next look. to is the consumer that was found or made just now, which has
 // delivered nothing to this source yet, or nil for the last one.
 func (s *source) look(ctx context.Context, to *target) error {
 	g := &s.gaps
@@ -87,7 +87,11 @@ func (s *source) look(ctx context.Context, to *target) error {
 		}
 		if now.lost(since) > 0 {
 			if err := s.claimGap(ctx, now, since); err != nil {
-				return err
+				g.seen, g.born = since, g.to.born // the next look counts it
+				if !errors.Is(err, context.Canceled) {
+					s.t.log.Warn("messages were dropped before they were read; they are not counted yet", "stream", g.to.stream, "route", s.cfg.Route, "err", err)
+				}
+				return nil
 			}
 		}
 		g.seen, g.born = now, g.to.born

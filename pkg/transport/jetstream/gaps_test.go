@@ -1,6 +1,7 @@
 package jetstream
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -140,6 +141,46 @@ func TestGaps(t *testing.T) {
 				t.Errorf("%d messages are counted, want %d", n, tc.want)
 			}
 		})
+	}
+}
+
+// A count that cannot be kept holds up no jobs.
+func TestGapThatCannotBeCounted(t *testing.T) {
+	t.Parallel()
+	srv := embed(t, EmbedConfig{})
+	first := open(t, dial(t, srv.ConnectConfig()))
+	s := consume(t, first, transport.SourceConfig{})
+	publish(t, first, "jobs", "1", "2", "3")
+	fetch(t, s, 1, 1)[0].Ack()
+	await(t, "it is settled", func() bool { return consumerInfo(t, first, "r").NumAckPending == 0 })
+	if err := errors.Join(s.Close(t.Context()), first.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	js := first.js
+	jobs, err := js.Stream(t.Context(), "WASM_jobs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(jobs.DeleteMsg(t.Context(), 2), js.DeleteStream(t.Context(), first.waitStream().Name)); err != nil {
+		t.Fatal(err)
+	}
+	tr := open(t, dial(t, srv.ConnectConfig()), func(c *Config) { c.CreateStreams = false })
+	s = consume(t, tr, transport.SourceConfig{})
+	if got := string(fetch(t, s, 1, 1)[0].Message().Body); got != "3" {
+		t.Errorf("got %q", got)
+	}
+	elsewhere := *first.waitStream()
+	elsewhere.Name = "ELSEWHERE"
+	if _, err := js.CreateStream(t.Context(), elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.look(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := tr.Losses().Gaps; n != 1 {
+		t.Errorf("%d messages are counted once they can be, want 1", n)
 	}
 }
 
