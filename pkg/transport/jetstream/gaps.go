@@ -64,8 +64,8 @@ func (s *source) watch(ctx context.Context) {
 	}
 }
 
-// look counts and tells what the stream has dropped since anybody looked; what cannot be written down now is left to the next look. to is the consumer that was found or made just now, which has
-// delivered nothing to this source yet, or nil for the last one.
+// look counts and tells what the stream has dropped since anybody looked; what cannot be written down now is left to the next look. to is
+// the consumer that was found or made just now, which has delivered nothing to this source yet, or nil for the last one.
 func (s *source) look(ctx context.Context, to *target) error {
 	g := &s.gaps
 	select {

@@ -152,7 +152,7 @@ func TestGapThatCannotBeCounted(t *testing.T) {
 	s := consume(t, first, transport.SourceConfig{})
 	publish(t, first, "jobs", "1", "2", "3")
 	fetch(t, s, 1, 1)[0].Ack()
-	await(t, "it is settled", func() bool { return consumerInfo(t, first, "r").NumAckPending == 0 })
+	await(t, "it is settled", func() bool { return consumerInfo(t, first, "r").NumAckPending == 0 && moves(t, first) })
 	if err := errors.Join(s.Close(t.Context()), first.Close(t.Context())); err != nil {
 		t.Fatal(err)
 	}
