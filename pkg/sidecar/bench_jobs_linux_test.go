@@ -26,7 +26,7 @@ func BenchmarkJobs(b *testing.B) {
 	for _, br := range benchBrokers {
 		for _, way := range []struct{ name, dedup string }{{"claimed", "dedup: {claim: always}"}, {"auto", "dedup: {claim: auto}"}, {"off", "dedup: off"}} {
 			b.Run(br.name+"/"+way.name, func(b *testing.B) {
-				const n = 100_000
+				const n = 300_000
 				var rates, own, theirs []float64
 				for b.Loop() {
 					rate, mine, others := guestRate(b, br, n, ", concurrency: 512, to: %s_results, "+way.dedup, servers[br.name])
