@@ -83,6 +83,10 @@ const maxGeneration = 20
 // claimRounds is how often a claim is written again because somebody else wrote the record meanwhile.
 const claimRounds = 16
 
+// unreadableWait is how long a job waits whose record this build cannot read, as one that a later build has written: until it expires, or
+// somebody comes who can.
+const unreadableWait = time.Minute
+
 // NewClaims makes the claims of a route and starts their heartbeat. Close them after the router has ended.
 func NewClaims(st store.Store, cfg ClaimsConfig) (*Claims, error) {
 	if st == nil || cfg.Route == "" || cfg.Partition == "" || cfg.Log == nil {
@@ -215,8 +219,9 @@ func (cl *claim) acquire(ctx context.Context, nonce string, q request) (*taken, 
 		kv := r.Read[0]
 		var old *record // nil: it expired between two rounds
 		if kv.Exists() {
-			if old, err = decodeRecord(kv.Value, cl.id); err != nil {
-				return nil, fmt.Errorf("claim %q: %w", cl.key, err)
+			if old, err = decodeRecord(kv.Value, cl.id); err != nil { // which is no fault of the store, nor of other jobs
+				c.cfg.Log.Error("a job waits, since its record cannot be read", "route", c.cfg.Route, "job_id", cl.id, "key", cl.key, "for", unreadableWait, "err", err)
+				return &taken{retry: unreadableWait}, nil
 			}
 		}
 		s.age = max(r.Now.Sub(kv.Modified), 0) // a clock that stepped back lengthens no wait,

@@ -36,6 +36,38 @@ func TestTextThatIsNoUTF8(t *testing.T) {
 	}
 }
 
+// A record that cannot be read, as that of a later build, keeps its own job waiting and no other: the store is not away. The job
+// runs once the record has gone.
+func TestRecordThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	st := newStore(t)
+	var key string
+	spy := &lossy{Store: st, before: func(t store.Txn) error { key = t.If[0].Key; return nil }}
+	p := setup{store: spy, policy: threeTries, runner: ok}.start(t)
+	if _, err := p.trip(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	change := func(op store.Op) {
+		if _, err := st.Txn(t.Context(), store.Txn{Then: []store.Op{op}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record := key
+	change(store.Put(record, []byte("\x7fof a later build"), time.Hour))
+	for range 2 {
+		if x, err := p.trip(t.Context(), "a"); err != nil || x.Settlement.Verb != job.Retry || x.Settlement.After < time.Second {
+			t.Errorf("settlement %v, error %v", x.Settlement, err)
+		}
+	}
+	if x, err := p.trip(t.Context(), "b"); err != nil || x.Settlement.Verb != job.Ack {
+		t.Errorf("another job: settlement %v, error %v", x.Settlement, err)
+	}
+	change(store.Delete(record))
+	if x, err := p.trip(t.Context(), "a"); err != nil || x.Settlement.Verb != job.Ack || x.Repeat {
+		t.Errorf("without the record: settlement %v, error %v", x.Settlement, err)
+	}
+}
+
 // narrow is a store that takes values of so many bytes.
 type narrow struct {
 	store.Store
